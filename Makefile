@@ -1,0 +1,41 @@
+# Each target works on a fresh clone with nothing but Python (3.11 or later) and make.
+PYTHON ?= python3
+BIN := .venv/bin
+# Artifacts (models, pairs, scores) stay in the clone unless told otherwise, so that `make lab` finds what quickstart made.
+export ONESTEP_STORE ?= $(CURDIR)/.store
+# Two one-thread processes use two cores better than one two-thread process.
+ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
+
+.PHONY: quickstart test test-slow lab notebooks chaos lint
+
+quickstart: .venv/ready
+	$(BIN)/onestep-bench run params/quickstart.yaml
+
+test: .venv/ready lint
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow" tests
+	store=$$(mktemp -d) && trap 'rm -rf $$store' EXIT && $(ONE_THREAD) ONESTEP_STORE=$$store \
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval notebooks
+
+test-slow: .venv/ready
+	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests
+
+lint: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: .venv/ready
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+# Store the notebooks again with the outputs of their default parameters.
+notebooks: .venv/ready
+	store=$$(mktemp -d) && trap 'rm -rf $$store' EXIT && $(ONE_THREAD) ONESTEP_STORE=$$store \
+	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
+
+# kill -9 in the middle of training and of a grid, five times each; the re-run must end in the same bits.
+chaos: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/chaos.py
+
+.venv/ready: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	touch $@

@@ -1,0 +1,46 @@
+"""Time the Frechet distance of clean-fid and of onestep_bench at the width of Inception features.
+
+python benchmarks/frechet.py [WIDTH]
+"""
+
+import sys
+import time
+
+import numpy as np
+import torch
+
+from onestep_bench.metrics import frechet_from_moments, moments
+
+
+def clean_fid_frechet_distance():
+    """clean-fid's function; without its operators torchvision fails to import beside some builds of torch."""
+    library = torch.library.Library("torchvision", "FRAGMENT")
+    for schema in (
+        "nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+        "qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    ):
+        library.define(schema)
+    from cleanfid.fid import frechet_distance
+
+    return frechet_distance
+
+
+def main() -> None:
+    """Print both times, their ratio, and both values."""
+    width = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
+    random = np.random.default_rng(0)
+    # Features of falling variance, mixed, with a few more samples than dimensions: as ill-conditioned as real ones.
+    mixing = random.standard_normal((width, width)) * np.geomspace(1, 1e-2, width) / np.sqrt(width)
+    real, fake = (random.standard_normal((2 * width, width)) @ mixing + shift for shift in (0.0, 0.01))
+    arguments = (*moments(real), *moments(fake))
+    seconds, values = {}, {}
+    for name, function in (("clean-fid", clean_fid_frechet_distance()), ("onestep_bench", frechet_from_moments)):
+        start = time.perf_counter()
+        values[name] = float(function(*arguments))
+        seconds[name] = time.perf_counter() - start
+        print(f"{name:14} {seconds[name]:7.2f} s   distance {values[name]:.9f}", flush=True)
+    print(f"ratio {seconds['clean-fid'] / seconds['onestep_bench']:.1f} at {width} dimensions")
+
+
+if __name__ == "__main__":
+    main()

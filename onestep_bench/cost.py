@@ -1,0 +1,96 @@
+"""What a model costs: parameters, multiply-accumulates, latency, throughput, peak memory."""
+
+import ctypes
+import re
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from onestep_bench.denoiser import Denoiser
+
+
+def parameters(module: nn.Module) -> int:
+    """Number of parameters; buffers are not counted."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def macs(denoiser: Denoiser, shape: tuple[int, int, int]) -> int:
+    """Multiply-accumulates of one evaluation of one image (c, h, w): convolutions and linear layers.
+
+    Attention's products and the depthwise resampling filters are left out, as the SlimFlow paper's GMACs do.
+    """
+    device = next(denoiser.parameters()).device
+    labels = torch.zeros(1, dtype=torch.int64, device=device) if denoiser.num_classes else None
+    counter = FlopCounterMode(display=False)
+    with torch.no_grad(), counter:
+        denoiser(torch.zeros(1, *shape, device=device), torch.tensor(denoiser.path.t_max / 2), labels)
+    counts = counter.get_flop_counts()["Global"]
+    layers = ("aten.convolution", "aten.addmm", "aten.mm")
+    return sum(flops for operator, flops in counts.items() if str(operator) in layers) // 2
+
+
+class Stopwatch:
+    """Wall-clock seconds since it was made."""
+
+    def __init__(self):
+        self._began = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self._began
+
+
+def latency_ms(call: Callable[[], object], device: torch.device | str, repeats: int = 20) -> float:
+    """Median wall-clock milliseconds of `call` after three warm-up calls."""
+    times = []
+    for index in range(repeats + 3):
+        _synchronise(device)
+        began = time.perf_counter()
+        call()
+        _synchronise(device)
+        if index >= 3:
+            times.append(1000 * (time.perf_counter() - began))
+    return statistics.median(times)
+
+
+class PeakMemory:
+    """Context manager: `megabytes` is the peak while inside; NaN where it cannot be measured.
+
+    CUDA: allocated on the device. Elsewhere, on Linux: resident memory above that at the start.
+    """
+
+    def __init__(self, device: torch.device | str):
+        self.device, self.megabytes = torch.device(device), float("nan")
+
+    def __enter__(self):
+        if self.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self.device)
+        elif sys.platform == "linux":
+            # What malloc keeps for later would hide what is needed now.
+            ctypes.CDLL(None).malloc_trim(0)
+            Path("/proc/self/clear_refs").write_text("5")  # resets the high-water mark
+            self._before = _status_megabytes("VmRSS")
+        return self
+
+    def __exit__(self, *_):
+        if self.device.type == "cuda":
+            self.megabytes = torch.cuda.max_memory_allocated(self.device) / 2**20
+        elif sys.platform == "linux":
+            self.megabytes = _status_megabytes("VmHWM") - self._before
+
+
+def _status_megabytes(field: str) -> float:
+    text = Path("/proc/self/status").read_text()
+    return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) / 1024
+
+
+def _synchronise(device: torch.device | str) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)

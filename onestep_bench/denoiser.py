@@ -1,0 +1,264 @@
+"""Denoiser: a network on a path.
+
+Whatever a network predicts natively (an EDM network x0, a rectified flow the velocity, a DDPM eps or v), a denoiser
+answers for x0, eps or velocity, on the network's own path or, through `on`, on any other. That is what lets one
+teacher serve every method.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.paths import FLOW, VE, VP, Path, spread
+
+WANTS = ("x0", "eps", "velocity")
+
+
+class Native(Protocol):
+    """How a network is called and what its answer means: its preconditioning.
+
+    path: the path it was trained on. ratios: the noise-to-signal ratios it was trained for, smallest and largest.
+    """
+
+    path: Path
+    ratios: tuple[float, float]
+
+    def __call__(self, net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
+        """(what is predicted, prediction) at x (n, c, h, w) and levels t (n,); what: x0, eps, velocity or v."""
+        ...
+
+    def spec(self) -> dict:
+        """JSON-able description from which `native_from` makes it again."""
+        ...
+
+
+@dataclass(frozen=True)
+class EDM:
+    """EDM preconditioning, D(x; s) = c_skip x + c_out F(c_in x, ln(s)/4) (Karras et al. 2022, Table 1)."""
+
+    sigma_data: float = 0.5
+    path = VE
+    ratios = (0.002, 80.0)
+
+    def __call__(self, net, x, t, labels):
+        sigma, data = spread(t, x), self.sigma_data
+        total = sigma**2 + data**2
+        output = net(x / total.sqrt(), t.log() / 4, labels)
+        return "x0", data**2 / total * x + sigma * data / total.sqrt() * output
+
+    def spec(self):
+        return {"name": "edm", "sigma_data": self.sigma_data}
+
+
+# SlimFlow's released code trains flows on levels up to here and asks for the velocity at pure noise here.
+NOISE_END = 1 - 1e-3
+
+
+@dataclass(frozen=True)
+class Flow:
+    """A velocity network of a rectified flow, conditioned on 999 (1-t) as SlimFlow's are; no preconditioning.
+
+    Levels beyond `NOISE_END`, where no flow is trained, are asked as `NOISE_END`.
+    """
+
+    path = FLOW
+    # The lower end only keeps eps finite on other paths; a flow is trained down to the data.
+    ratios = (1e-4, float("inf"))
+
+    def __call__(self, net, x, t, labels):
+        return "velocity", net(x, 999 * (1 - t.clamp(max=NOISE_END)), labels)
+
+    def spec(self):
+        return {"name": "flow"}
+
+
+@dataclass(frozen=True)
+class DDPM:
+    """A discrete-time network conditioned on its level index t - 1, possibly fractional.
+
+    predicts: eps, or v = alpha eps - sigma x0 (Salimans and Ho 2022).
+    """
+
+    path: VP
+    predicts: str = "eps"
+
+    def __post_init__(self):
+        if self.predicts not in ("eps", "v"):
+            raise OnestepError(f"a DDPM network predicts 'eps' or 'v', not {self.predicts!r}")
+
+    @property
+    def ratios(self):
+        ends = self.path.ratio(torch.tensor([1.0, self.path.t_max], dtype=torch.float64))
+        return ends[0].item(), ends[1].item()
+
+    def __call__(self, net, x, t, labels):
+        return self.predicts, net(x, t - 1, labels)
+
+    def spec(self):
+        return {"name": "ddpm", "alphas_cumprod": self.path.alphas_cumprod.tolist(), "predicts": self.predicts}
+
+
+class Denoiser(nn.Module):
+    """A network, how it is called (`native`), and the path it is seen on (`path`, by default its own)."""
+
+    def __init__(self, net: nn.Module, native: Native, path: Path | None = None):
+        super().__init__()
+        self.net, self.native = net, native
+        self.path = path or native.path
+
+    @property
+    def num_classes(self) -> int:
+        """Classes the network is conditioned on; 0 if it takes no labels."""
+        return getattr(self.net, "label_dim", 0)
+
+    def on(self, path: Path) -> "Denoiser":
+        """The same network (shared, not copied) seen on another path."""
+        return Denoiser(self.net, self.native, path)
+
+    def spec(self) -> dict:
+        """JSON-able description from which `checkpoints.build` makes the same denoiser with fresh weights."""
+        return {"network": self.net.config, "native": self.native.spec()}
+
+    def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, *, want: str = "x0") -> Tensor:
+        """Predict x0, eps or velocity on `path`.
+
+        x: (n, c, h, w) at level t of `path`; t: scalar or (n,); labels: (n,) integers or one-hot (n, num_classes).
+        Returns (n, c, h, w) in the dtype of x; the network itself runs in the dtype of its parameters.
+        Raises OnestepError for an unknown `want` or labels the network does not take.
+        """
+        if want not in WANTS:
+            raise OnestepError(f"cannot predict {want!r}{near_miss(want, WANTS)}")
+        # Levels keep at least the precision of x: the samplers step in float64.
+        t = torch.as_tensor(t, device=x.device, dtype=x.dtype).expand(len(x))
+        if self.path == self.native.path:
+            return self._answer(*self._ask(x, t, labels), x, t, want)
+        low, high = self.native.ratios
+        low = torch.tensor(low, dtype=x.dtype, device=x.device)
+        t = torch.maximum(t, self.path.t_at(low))
+        level = self.native.path.t_at(self.path.ratio(t).clamp(low, high))
+        # The noise keeps its size where the ratio is out of range: at the noise end x is all noise.
+        scale = spread(self.native.path.sigma(level) / self.path.sigma(t), x)
+        what, prediction = self._ask(x * scale, level, labels)
+        if what != "x0":
+            prediction = self._native_x0(what, prediction, x * scale, level)
+        return self._answer("x0", prediction, x, t, want)
+
+    def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
+        dtype = next(iter(self.net.parameters()), x).dtype
+        what, prediction = self.native(self.net, x.to(dtype), t.to(dtype), self._one_hot(labels, dtype))
+        return what, prediction.to(x.dtype)
+
+    def _one_hot(self, labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+        if labels is None or labels.is_floating_point():
+            return labels
+        if not self.num_classes:
+            raise OnestepError("labels were given to a network without classes; train it with labels or leave them out")
+        return F.one_hot(labels.long(), self.num_classes).to(dtype)
+
+    def _native_x0(self, what: str, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
+        path = self.native.path
+        if what == "velocity":
+            return path.from_velocity(x, prediction, t)[0]
+        if what == "eps":
+            return path.from_eps(x, prediction, t)
+        return spread(path.alpha(t), x) * x - spread(path.sigma(t), x) * prediction
+
+    def _answer(self, what: str, prediction: Tensor, x: Tensor, t: Tensor, want: str) -> Tensor:
+        if what == want:
+            return prediction
+        if what == "velocity":
+            x0, eps = self.path.from_velocity(x, prediction, t)
+            return x0 if want == "x0" else eps
+        x0 = prediction if what == "x0" else self._native_x0(what, prediction, x, t)
+        if want == "x0":
+            return x0
+        eps = prediction if what == "eps" else self.path.from_x0(x, x0, t)
+        return eps if want == "eps" else self.path.velocity(x0, eps, t)
+
+
+def edm_denoiser(net: nn.Module, sigma_data: float = 0.5) -> Denoiser:
+    """`net` under EDM preconditioning, on the VE path."""
+    return Denoiser(net, EDM(sigma_data))
+
+
+def flow_denoiser(net: nn.Module) -> Denoiser:
+    """`net` as the velocity of a rectified flow, on the FLOW path."""
+    return Denoiser(net, Flow())
+
+
+def ddpm_denoiser(net: nn.Module, alphas_cumprod: Tensor, predicts: str = "eps") -> Denoiser:
+    """`net` as a discrete-time denoiser on VP(alphas_cumprod)."""
+    return Denoiser(net, DDPM(VP(alphas_cumprod), predicts))
+
+
+def native_from(spec: dict) -> Native:
+    """The `Native` described by `spec`, as `Native.spec` wrote it. Raises OnestepError for an unknown name."""
+    name = spec.get("name")
+    if name == "edm":
+        return EDM(spec["sigma_data"])
+    if name == "flow":
+        return Flow()
+    if name == "ddpm":
+        return DDPM(VP(spec["alphas_cumprod"]), spec["predicts"])
+    raise OnestepError(f"unknown preconditioning {name!r}{near_miss(str(name), ('edm', 'flow', 'ddpm'))}")
+
+
+class _PosteriorMean(nn.Module):
+    """E[x0 | x_t = x] on the VE path for data drawn uniformly from a finite set."""
+
+    def __init__(self, images: Tensor):
+        super().__init__()
+        self.register_buffer("images", images)
+
+    def forward(self, x: Tensor, t: Tensor) -> Tensor:
+        data, points = self.images.flatten(1).to(x.dtype), x.flatten(1)
+        # |x|^2 is the same for every image and cancels in the softmax.
+        logits = (points @ data.T - data.square().sum(1) / 2) / t[:, None] ** 2
+        return (logits.softmax(1) @ data).reshape(x.shape)
+
+
+@dataclass(frozen=True)
+class _Ideal:
+    path = VE
+    ratios = (1e-4, 1e6)
+
+    def __call__(self, net, x, t, labels):
+        return "x0", net(x, t)
+
+
+class IdealDenoiser(Denoiser):
+    """The exact denoiser of a finite set of images (n, c, h, w) in [-1, 1]: the teacher samplers are measured against.
+
+    Karras et al. 2022, Appendix B.3. Takes no labels.
+    """
+
+    def __init__(self, images: Tensor):
+        super().__init__(_PosteriorMean(images), _Ideal())
+
+
+class Evaluations:
+    """Counter of network evaluations. rows: images that went through the network; calls: forward passes."""
+
+    def __init__(self):
+        self.rows = self.calls = 0
+
+    def _count(self, net, inputs, output):
+        self.rows += len(output)
+        self.calls += 1
+
+
+@contextmanager
+def counting(denoiser: Denoiser) -> Iterator[Evaluations]:
+    """Count what really goes through the network: NFE is `rows` over the number of images made."""
+    evaluations = Evaluations()
+    handle = denoiser.net.register_forward_hook(evaluations._count)
+    try:
+        yield evaluations
+    finally:
+        handle.remove()

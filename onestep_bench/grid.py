@@ -1,0 +1,462 @@
+"""`params/*.yaml` to cells: which notebooks run with which parameters, and which of them already did.
+
+Planning reads YAML and notebook JSON only: no torch, no pandas, no papermill, so that a thousand cells are planned, and
+every mistake in them found, in less than a second and before anything runs.
+"""
+
+import ast
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from urllib.parse import quote
+
+import yaml
+
+from onestep_bench import __version__
+from onestep_bench.errors import OnestepError, near_miss
+
+STAMP = "onestep_bench"  # key of our entry in an executed notebook's metadata
+
+_TOP_KEYS = ("name", "title", "dataset", "defaults", "stages")
+_STAGE_KEYS = ("notebook", "needs", "over", "parameters")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+_LITERALS = (str, int, float, bool, list, dict, type(None))
+# File names hold 255 bytes; the partial file adds a dot and '.partial.ipynb', its replacement a random suffix.
+_LONGEST_ID = 200
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One notebook with one set of parameters.
+
+    parameters: what papermill injects. needs: ids of the cells that must be done before.
+    digest: hash of the notebook's code, all its parameters (defaults included) and the package's version; an executed
+    notebook counts as this cell's result only if it carries the same one.
+    """
+
+    stage: str
+    notebook: Path
+    parameters: dict
+    needs: tuple[str, ...]
+    id: str
+    digest: str
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The cells of one YAML file, in an order that respects their needs."""
+
+    name: str
+    title: str
+    path: Path
+    out: Path
+    cells: tuple[Cell, ...]
+
+    @property
+    def executed(self) -> Path:
+        """The folder of executed notebooks."""
+        return self.out / "notebooks"
+
+
+@dataclass(frozen=True)
+class Status:
+    """Where a cell stands: 'to do', 'running', 'done', 'failed' or 'skipped'; `why` is one line about the last two."""
+
+    cell: Cell
+    state: str
+    seconds: float = 0.0
+    why: str = ""
+
+
+def read_grid(path: Path | str, *, notebooks: Path | str | None = None, out: Path | str | None = None) -> Grid:
+    """Plan the grid that a YAML file describes.
+
+    notebooks: folder of the notebooks (default: `notebooks` beside the YAML's folder). out: where results go (default:
+    `reports/NAME` beside the YAML's folder). Raises OnestepError, naming file, stage and key, at the first mistake.
+    """
+    path = Path(path)
+    document = _read_yaml(path)
+    _refuse_unknown(document, _TOP_KEYS, f"{path}: ")
+    house = path.absolute().parent.parent
+    folder = Path(notebooks).absolute() if notebooks else house / "notebooks"
+    stages = _read_stages(document, path, folder)
+    name = _folder_name(document.get("name"), path)
+    return Grid(
+        name=name,
+        title=_text_of(document.get("title", name), f"{path}: title"),
+        path=path,
+        out=Path(out).absolute() if out else house / "reports" / name,
+        cells=tuple(_cells(stages, _read_defaults(document, stages, path))),
+    )
+
+
+def executed_path(cell: Cell, folder: Path) -> Path:
+    """Where the executed notebook of a finished cell lies."""
+    return folder / f"{cell.id}.ipynb"
+
+
+def failed_path(cell: Cell, folder: Path) -> Path:
+    """Where the notebook of a failed cell is kept."""
+    return folder / f"{cell.id}.failed.ipynb"
+
+
+def status_of(cell: Cell, folder: Path) -> Status:
+    """'done', 'failed' or 'to do', read from the executed notebooks in `folder`.
+
+    A notebook of older code or other parameters carries another digest and does not count.
+    """
+    for state, path in (("done", executed_path(cell, folder)), ("failed", failed_path(cell, folder))):
+        stamp = read_stamp(path) if path.exists() else {}
+        if stamp.get("digest") == cell.digest:
+            return Status(cell, state, stamp["seconds"], stamp["why"])
+    return Status(cell, "to do")
+
+
+def read_stamp(path: Path) -> dict:
+    """What the engine wrote into an executed notebook's metadata; empty for any other notebook."""
+    return _read_notebook(path)["metadata"].get(STAMP, {})
+
+
+# ---- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        hint = near_miss(path.name, _names(path.parent, "*.yaml"))
+        raise OnestepError(f"{path} does not exist{hint}") from error
+    except OSError as error:
+        raise OnestepError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise OnestepError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise OnestepError(f"{where}: {getattr(error, 'problem', None) or error}") from error
+    return _mapping(document, f"{path}: the file")
+
+
+def _names(folder: Path, pattern: str) -> list[str]:
+    return [path.name for path in folder.glob(pattern) if not path.name.startswith(".")]
+
+
+def _mapping(value: object, what: str) -> dict:
+    if not isinstance(value, dict):
+        raise OnestepError(f"{what} must be a mapping (key: value), not {_kind(value)}")
+    return value
+
+
+def _text_of(value: object, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise OnestepError(f"{what} must be text, not {_kind(value)}")
+    return value
+
+
+def _kind(value: object) -> str:
+    return "empty" if value in (None, "") else f"{type(value).__name__} {value!r}"
+
+
+def _refuse_unknown(mapping: dict, known: tuple[str, ...], where: str) -> None:
+    for key in mapping:
+        if key not in known:
+            raise OnestepError(f"{where}unknown key {key!r}{near_miss(str(key), known)}")
+
+
+def _folder_name(name: object, path: Path) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise OnestepError(f"{path}: name must be letters, digits, '-' and '_' (it names a folder), not {_kind(name)}")
+    return name
+
+
+# ---- notebooks -------------------------------------------------------------------------------------------------------
+
+
+def _read_notebook(path: Path) -> dict:
+    try:
+        notebook = json.loads(path.read_text(encoding="utf-8"))
+        _ = notebook["cells"], notebook["metadata"]
+    except OSError as error:
+        raise OnestepError(f"cannot read {path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError) as error:
+        raise OnestepError(f"{path} is not a notebook of format 4") from error
+    return notebook
+
+
+def _source(cell: dict) -> str:
+    return "".join(cell["source"])  # nbformat allows one string or a list of lines
+
+
+@dataclass(frozen=True)
+class _Notebook:
+    path: Path
+    code: list[str]
+    declared: dict  # parameter name -> default value
+
+    @classmethod
+    def read(cls, path: Path) -> "_Notebook":
+        cells = [cell for cell in _read_notebook(path)["cells"] if cell["cell_type"] == "code"]
+        tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())]
+        if len(tagged) > 1:
+            raise OnestepError(f"{path}: {len(tagged)} cells are tagged 'parameters'; papermill wants one")
+        declared = _declared(_source(tagged[0]), path) if tagged else {}
+        return cls(path, [_source(cell) for cell in cells], declared)
+
+
+def _declared(source: str, path: Path) -> dict:
+    try:
+        statements = ast.parse(source).body
+    except SyntaxError as error:
+        raise OnestepError(f"{path}: parameters cell, line {error.lineno}: {error.msg}") from error
+    return dict(_assignment(statement, path) for statement in statements)
+
+
+def _assignment(statement: ast.stmt, path: Path) -> tuple[str, object]:
+    where = f"{path}: parameters cell, line {statement.lineno}"
+    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
+    value = getattr(statement, "value", None)
+    if isinstance(statement, ast.AugAssign) or len(targets) != 1 or not isinstance(targets[0], ast.Name) or not value:
+        raise OnestepError(f"{where}: only `name = literal` may stand here, not `{ast.unparse(statement)}`")
+    try:
+        default = ast.literal_eval(value)
+    except ValueError as error:
+        raise OnestepError(f"{where}: the default of {targets[0].id!r} is not a literal") from error
+    if not isinstance(default, _LITERALS):
+        raise OnestepError(
+            f"{where}: YAML cannot write the {type(default).__name__} in {targets[0].id!r}; make it a list"
+        )
+    return targets[0].id, default
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    where: str  # how an error message begins
+    notebook: _Notebook
+    needs: tuple[str, ...]
+    parameters: dict
+    over: dict[str, list]
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def axes(self) -> Iterator[dict]:
+        """One dict per point of the cartesian product of the `over` lists."""
+        return (dict(zip(self.over, values, strict=True)) for values in itertools.product(*self.over.values()))
+
+
+def _read_stages(document: dict, path: Path, folder: Path) -> dict[str, _Stage]:
+    """Stages by name, each after those it needs."""
+    raw = _mapping(document.get("stages"), f"{path}: stages")
+    if not raw:
+        raise OnestepError(f"{path}: stages is empty; name at least one")
+    if not folder.is_dir():
+        raise OnestepError(f"{path}: no notebooks folder at {folder}; name another with --notebooks")
+    notebooks: dict[str, _Notebook] = {}
+    stages = {name: _read_stage(name, value, path, folder, notebooks) for name, value in raw.items()}
+    for stage in stages.values():
+        for need in stage.needs:
+            if need not in stages:
+                raise OnestepError(f"{stage.where}needs unknown stage {need!r}{near_miss(str(need), stages)}")
+    try:
+        order = list(TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order())
+    except CycleError as error:
+        # graphlib lists each stage before the one that needs it.
+        circle = " needs ".join(reversed(error.args[1]))
+        raise OnestepError(f"{path}: stages need each other in a circle: {circle}") from error
+    return {name: stages[name] for name in order}
+
+
+def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks: dict) -> _Stage:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise OnestepError(f"{path}: stage name {name!r} must be letters, digits, '-' and '_' (it names files)")
+    where = f"{path}: stage {name!r}: "
+    value = _mapping(value, f"{path}: stage {name!r}")
+    _refuse_unknown(value, _STAGE_KEYS, where)
+    file = _text_of(value.get("notebook"), f"{where}notebook")
+    if not (folder / file).is_file():
+        raise OnestepError(f"{where}no notebook {file!r} in {folder}{near_miss(file, _names(folder, '*.ipynb'))}")
+    if file not in notebooks:
+        notebooks[file] = _Notebook.read(folder / file)
+    declared = notebooks[file].declared
+    parameters = _mapping(value.get("parameters", {}), f"{where}parameters")
+    over = _mapping(value.get("over", {}), f"{where}over")
+    return _Stage(
+        name=name,
+        where=where,
+        notebook=notebooks[file],
+        needs=_read_needs(value.get("needs", []), where),
+        parameters={key: _checked(key, given, declared, file, where) for key, given in parameters.items()},
+        over={key: _read_axis(key, values, parameters, declared, file, where) for key, values in over.items()},
+    )
+
+
+def _read_needs(needs: object, where: str) -> tuple[str, ...]:
+    if not isinstance(needs, list):
+        raise OnestepError(f"{where}needs must be a list of stage names, not {_kind(needs)}")
+    return tuple(dict.fromkeys(str(need) for need in needs))
+
+
+def _read_axis(key: str, values: object, parameters: dict, declared: dict, file: str, where: str) -> list:
+    if not isinstance(values, list) or not values:
+        raise OnestepError(f"{where}over: {key!r} must be a list of one or more values, not {_kind(values)}")
+    if key in parameters:
+        raise OnestepError(f"{where}{key!r} stands in both `parameters` and `over`; keep one")
+    return [_checked(key, value, declared, file, where) for value in values]
+
+
+def _read_defaults(document: dict, stages: dict[str, _Stage], path: Path) -> dict:
+    """The parameters for every stage whose notebook declares them; `dataset: x` at the top is short for one of them."""
+    defaults = dict(_mapping(document.get("defaults", {}), f"{path}: defaults"))
+    if "dataset" in document and defaults.setdefault("dataset", document["dataset"]) != document["dataset"]:
+        raise OnestepError(f"{path}: `dataset` and `defaults: dataset` differ; keep one")
+    declared = {key for stage in stages.values() for key in stage.notebook.declared}
+    for key in defaults:
+        if key not in declared:
+            raise OnestepError(f"{path}: defaults: no notebook declares {key!r}{near_miss(str(key), declared)}")
+    return defaults
+
+
+# ---- values ----------------------------------------------------------------------------------------------------------
+
+
+class _Misfit(Exception):
+    """A value that is not of the declared type; its text is the type wanted."""
+
+
+def _checked(key: object, value: object, declared: dict, file: str, where: str) -> object:
+    """`value` in the type of the declared default."""
+    if key not in declared:
+        raise OnestepError(f"{where}{file} declares no parameter {key!r}{near_miss(str(key), declared)}")
+    try:
+        fitted = _fit(value, declared[key])
+    except _Misfit as misfit:
+        hint = _yaml_trap(value, declared[key])
+        raise OnestepError(f"{where}{key!r} must be {misfit}, not {_kind(value)}{hint}") from misfit
+    if not _is_plain(fitted):
+        raise OnestepError(f"{where}{key!r}: YAML reads {value!r} as {type(value).__name__}; put it in quotes")
+    return fitted
+
+
+def _fit(value: object, default: object) -> object:
+    """`value` as the type of `default`: an int serves as a float, None as a default takes anything."""
+    if default is None:
+        return value
+    if isinstance(default, float) and type(value) is int:
+        return float(value)
+    if type(value) is not type(default):
+        raise _Misfit(type(default).__name__)
+    if isinstance(default, list) and default:
+        return [_fit_element(element, default) for element in value]
+    return value
+
+
+def _fit_element(element: object, defaults: list) -> object:
+    for default in defaults:
+        try:
+            return _fit(element, default)
+        except _Misfit:
+            continue
+    raise _Misfit("a list of " + " or ".join(dict.fromkeys(type(default).__name__ for default in defaults)))
+
+
+def _yaml_trap(value: object, default: object) -> str:
+    """YAML 1.1 reads 1e-4 as text, on and no as booleans."""
+    if isinstance(default, float) and isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
+        return f"; YAML wants a point: {value.lower().replace('e', '.0e')}"
+    return "; put the word in quotes" if isinstance(default, str) and isinstance(value, bool) else ""
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, dict):
+        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
+    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, _LITERALS)
+
+
+# ---- cells -----------------------------------------------------------------------------------------------------------
+
+
+def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
+    twins: dict[str, str] = {}
+    for stage in stages.values():
+        declared, file = stage.notebook.declared, stage.notebook.path.name
+        common = {
+            key: _checked(key, value, declared, file, f"{stage.where}defaults: ")
+            for key, value in defaults.items()
+            if key in declared
+        }
+        needed = [_by_shared_axes(stages[need], stage) for need in stage.needs]
+        for point in stage.axes:
+            cell = _cell(stage, {**common, **stage.parameters}, point, needed)
+            # Equal digests would do the same work twice; equal ids (text '1' and number 1) would share one file.
+            twin = twins.get(cell.digest) or twins.get(cell.id)
+            if twin:
+                raise OnestepError(f"{stage.where}cells {twin} and {cell.id} are the same run of {file}; remove one")
+            twins[cell.digest] = twins[cell.id] = cell.id
+            stage.cells.append(cell)
+            yield cell
+
+
+def _cell(stage: _Stage, parameters: dict, point: dict, needed: list["_Needed"]) -> Cell:
+    parameters = {**parameters, **point}
+    name = "-".join([stage.name, *(f"{key}={_file_text(value)}" for key, value in point.items())])
+    if len(name) > _LONGEST_ID:
+        raise OnestepError(f"{stage.where}cell id {name[:60]}... has {len(name)} characters; use fewer or shorter axes")
+    needs = tuple(cell_id for table in needed for cell_id in table.matching(point, stage.where))
+    everything = [__version__, stage.notebook.code, {**stage.notebook.declared, **parameters}]
+    digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    return Cell(stage.name, stage.notebook.path, parameters, needs, name, digest)
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """Cells of a needed stage, by their values on the axes it shares with the stage that needs it."""
+
+    stage: str
+    shared: tuple[str, ...]
+    ids: dict[str, list[str]]
+
+    def matching(self, point: dict, where: str) -> list[str]:
+        key = _shared_key(point, self.shared)
+        if key not in self.ids:
+            values = ", ".join(f"{axis}={point[axis]!r}" for axis in self.shared)
+            raise OnestepError(f"{where}needs stage {self.stage!r}, which has no cell with {values}")
+        return self.ids[key]
+
+
+def _by_shared_axes(needed: _Stage, needy: _Stage) -> _Needed:
+    shared = tuple(axis for axis in needed.over if axis in needy.over)
+    ids: dict[str, list[str]] = {}
+    for cell in needed.cells:
+        ids.setdefault(_shared_key(cell.parameters, shared), []).append(cell.id)
+    return _Needed(needed.name, shared, ids)
+
+
+def _shared_key(values: dict, shared: tuple[str, ...]) -> str:
+    return json.dumps([values[axis] for axis in shared], sort_keys=True)
+
+
+def _file_text(value: object) -> str:
+    """Readable, unique and safe in a file name and a URL path alike."""
+    if isinstance(value, list):
+        return ",".join(_file_text(element) for element in value)
+    return quote(value if isinstance(value, str) else json.dumps(value, sort_keys=True), safe="")

@@ -1,0 +1,88 @@
+"""Methods by name. A method is one file of this folder that ends in `register(Method(...))`; nothing else knows it.
+
+An objective is a function `(batch, draw) -> iterator of (loss, name of the network to step)`; `training.fit` runs it.
+The mathematics stands in pure functions of explicit tensors, the objective only draws and calls.
+"""
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from onestep_bench.denoiser import Denoiser, Native
+from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.seeds import Draw
+
+
+@dataclass
+class Batch:
+    """What a step sees. images (n, c, h, w) float32 in [-1, 1]; labels (n,) int64 or None.
+
+    noise (n, c, h, w): the other end of each pair when training on pairs, else None.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+    noise: Tensor | None = None
+
+
+Objective = Callable[[Batch, Draw], Iterator[tuple[Tensor, str]]]
+
+
+@dataclass
+class Nets:
+    """The networks of a run: the student, trained, and the teacher, frozen and in eval mode (None if not needed)."""
+
+    student: Denoiser
+    teacher: Denoiser | None = None
+
+
+@dataclass(frozen=True)
+class Method:
+    """A method as the rest of the suite sees it.
+
+    version: part of every artifact's key; raise it when the method would train different weights.
+    config: dataclass of its parameters. objective: `(nets, config) -> Objective`.
+    native: `(config) -> Native`, how a student trained from random weights is preconditioned.
+    data: 'images' or 'pairs'. needs_teacher: whether the objective asks nets.teacher.
+    training: defaults of TrainConfig that the paper sets otherwise.
+    """
+
+    name: str
+    version: int
+    config: type
+    objective: Callable[[Nets, object], Objective]
+    native: Callable[[object], Native]
+    data: str = "images"
+    needs_teacher: bool = False
+    training: dict = field(default_factory=dict)
+
+
+_registry: dict[str, Method] = {}
+
+
+def register(method: Method) -> Method:
+    """Make a method known by its name."""
+    _registry[method.name] = method
+    return method
+
+
+def _import_all() -> None:
+    for module in pkgutil.iter_modules(__path__):
+        importlib.import_module(f"{__name__}.{module.name}")
+
+
+def names() -> list[str]:
+    """Names of all methods, sorted."""
+    _import_all()
+    return sorted(_registry)
+
+
+def get(name: str) -> Method:
+    """The method of that name. Raises OnestepError if there is none."""
+    _import_all()
+    if name not in _registry:
+        raise OnestepError(f"unknown method {name!r}{near_miss(name, _registry)}")
+    return _registry[name]

@@ -1,0 +1,551 @@
+"""The U-Nets of the EDM model zoo, by parameter name, and the named sizes this benchmark compares.
+
+`SongUNet` is DDPM++ and NCSN++ (Song et al. 2021, arXiv 2011.13456), `DhariwalUNet` is ADM (Dhariwal and Nichol 2021,
+arXiv 2105.05233), both as configured in EDM (Karras et al. 2022, arXiv 2206.00364). Parameter names are those of the
+released weights, which therefore load with `load_state_dict(strict=True)`.
+"""
+
+import inspect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from onestep_bench.errors import OnestepError, near_miss
+
+
+@dataclass(frozen=True)
+class Init:
+    """Uniform initialisation: Xavier (fan in and out) or Kaiming (fan in), times a gain for weights and for biases."""
+
+    xavier: bool
+    gain: float = 1.0
+    bias_gain: float = 0.0
+
+    def parameters(self, weight_shape: Sequence[int], bias: bool = True) -> tuple[nn.Parameter, nn.Parameter | None]:
+        """A weight of that shape (out, in, ...) and its bias (out,) or None."""
+        out_features, in_features, *kernel = weight_shape
+        fan_in, fan_out = in_features * math.prod(kernel), out_features * math.prod(kernel)
+        bound = math.sqrt(6 / (fan_in + fan_out)) if self.xavier else math.sqrt(3 / fan_in)
+
+        def draw(shape: Sequence[int], gain: float) -> nn.Parameter:
+            return nn.Parameter(torch.empty(*shape).uniform_(-bound * gain, bound * gain))
+
+        return draw(weight_shape, self.gain), draw((out_features,), self.bias_gain) if bias else None
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What the blocks of one network share, and in which DDPM++/NCSN++ and ADM differ."""
+
+    emb_channels: int
+    dropout: float
+    resample_filter: tuple[int, ...]
+    init: Init
+    init_last: Init  # of the layers that close a residual branch, (nearly) zero: a block starts as the identity
+    init_qkv: Init
+    eps: float = 1e-5
+    skip_scale: float = 1.0
+    scale_shift: bool = False  # modulation after norm1 (ADM) rather than a shift before it (Song)
+    project_resampled: bool = True  # a 1x1 convolution on the skip whenever the block resamples
+    head_channels: int | None = None  # channels of an attention head; None: one head
+
+    def heads(self, channels: int) -> int:
+        """Attention heads at a width; none in an ADM narrower than one head, as in the released code."""
+        return channels // self.head_channels if self.head_channels else 1
+
+
+class Linear(nn.Module):
+    """Affine map (n, in) -> (n, out)."""
+
+    def __init__(self, in_features: int, out_features: int, init: Init, bias: bool = True):
+        super().__init__()
+        self.weight, self.bias = init.parameters((out_features, in_features), bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, in) -> (n, out)."""
+        return F.linear(x, self.weight, self.bias)
+
+
+class Conv2d(nn.Module):
+    """A convolution that may first resample by 2 with a separable FIR filter; kernel 0 only resamples.
+
+    `resample` is None, "up" or "down". With `fused` the filter of "down" follows the convolution, which keeps the
+    margin it needs (NCSN++'s `aux_residual`).
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel: int,
+        init: Init,
+        resample: str | None = None,
+        resample_filter: Sequence[int] = (1, 1),
+        fused: bool = False,
+    ):
+        super().__init__()
+        self.kernel, self.resample, self.fused = kernel, resample, fused
+        # The [1, 1] filter is nearest-neighbour upsampling and the mean of 2x2: torch has both ready, and faster.
+        self.box = tuple(resample_filter) == (1, 1)
+        self.filter_pad = (len(resample_filter) - 1) // 2
+        self.weight, self.bias = None, None
+        if kernel:
+            self.weight, self.bias = init.parameters((out_channels, in_channels, kernel, kernel))
+        if resample:
+            taps = torch.tensor(resample_filter, dtype=torch.float32)
+            self.register_buffer("resample_filter", (taps[:, None] * taps / taps.sum() ** 2)[None, None])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, in, h, w) -> (n, out, h', w'), h' = 2h, h/2 or h."""
+        if self.fused:
+            x = F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2 + self.filter_pad)
+            return self._down(x, padding=0)
+        if self.kernel == 1 and self.resample == "up" and self.box:
+            return self._up(F.conv2d(x, self.weight, self.bias))  # the two commute, and this is a quarter of the work
+        if self.resample:
+            x = self._up(x) if self.resample == "up" else self._down(x, self.filter_pad)
+        return F.conv2d(x, self.weight, self.bias, padding=self.kernel // 2) if self.kernel else x
+
+    def _up(self, x: Tensor) -> Tensor:
+        if self.box:
+            return F.interpolate(x, scale_factor=2.0, mode="nearest")
+        taps = self._depthwise(x) * 4
+        return F.conv_transpose2d(x, taps, stride=2, padding=self.filter_pad, groups=x.shape[1])
+
+    def _down(self, x: Tensor, padding: int) -> Tensor:
+        if self.box:
+            return F.avg_pool2d(x, 2)
+        return F.conv2d(x, self._depthwise(x), stride=2, padding=padding, groups=x.shape[1])
+
+    def _depthwise(self, x: Tensor) -> Tensor:
+        return self.resample_filter.to(x.dtype).expand(x.shape[1], -1, -1, -1)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation with min(32, channels // 4) groups, in the precision of its input."""
+
+    def __init__(self, channels: int, eps: float):
+        super().__init__()
+        self.groups, self.eps = min(32, channels // 4), eps
+        if self.groups < 1 or channels % self.groups:
+            raise OnestepError(
+                f"GroupNorm cannot split {channels} channels into {self.groups} equal groups; choose model_channels "
+                "and channel_mult so that every width and every sum of two is a multiple of 4, above 128 of 32"
+            )
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, c, h, w) -> the same."""
+        if x.dtype == self.weight.dtype:
+            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
+        # Autocast would run this in float32 and so double the traffic of its output; the kernel accumulates in float32.
+        with torch.autocast(x.device.type, enabled=False):
+            return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+
+
+class UNetBlock(nn.Module):
+    """Residual block with modulation by the embedding, optional resampling and optional self-attention."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        style: BlockStyle,
+        resample: str | None = None,
+        attention: bool = False,
+    ):
+        super().__init__()
+        self.out_channels, self.style = out_channels, style
+        self.heads = style.heads(out_channels) if attention else 0
+        conv_args = {"resample": resample, "resample_filter": style.resample_filter}
+        self.norm0 = GroupNorm(in_channels, style.eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, style.init, **conv_args)
+        self.affine = Linear(style.emb_channels, out_channels * (1 + style.scale_shift), style.init)
+        self.norm1 = GroupNorm(out_channels, style.eps)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, style.init_last)
+        self.skip = None
+        if in_channels != out_channels or resample:
+            project = in_channels != out_channels or style.project_resampled
+            self.skip = Conv2d(in_channels, out_channels, 1 if project else 0, style.init, **conv_args)
+        if self.heads:
+            self.norm2 = GroupNorm(out_channels, style.eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, style.init_qkv)
+            self.proj = Conv2d(out_channels, out_channels, 1, style.init_last)
+
+    def forward(self, x: Tensor, emb: Tensor) -> Tensor:
+        """x (n, in_channels, h, w), emb (n or 1, emb_channels) -> (n, out_channels, h', w')."""
+        h = self.conv0(F.silu(self.norm0(x)))
+        modulation = self.affine(emb)[:, :, None, None]
+        if self.style.scale_shift:
+            scale, shift = modulation.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm1(h), scale + 1)
+        else:
+            h = self.norm1(h + modulation)
+        h = self.conv1(F.dropout(F.silu(h), self.style.dropout, self.training))
+        x = self._add(h, x if self.skip is None else self.skip(x))
+        return self._add(self._attend(x), x) if self.heads else x
+
+    def _add(self, branch: Tensor, x: Tensor) -> Tensor:
+        total = x + branch  # in this order: the sum takes the memory format of x, which attention may have turned
+        return total if self.style.skip_scale == 1 else total * self.style.skip_scale
+
+    def _attend(self, x: Tensor) -> Tensor:
+        """Self-attention over the h*w positions, (n, c, h, w) -> the same, before the residual sum."""
+        n, c, height, width = x.shape
+        tokens = self.norm2(x).flatten(2).mT.contiguous()  # contiguous, or linear becomes n small products
+        # The zoo interleaves q, k and v channel by channel. Sorting the weight rather than the activations gives
+        # each of the three contiguous channels, as attention kernels want them.
+        order = (self.heads, c // self.heads, 3)
+        weight = self.qkv.weight.view(*order, c).permute(2, 0, 1, 3).reshape(3 * c, c)
+        bias = self.qkv.bias.view(order).permute(2, 0, 1).reshape(3 * c)
+        qkv = F.linear(tokens, weight, bias).view(n, height * width, 3, self.heads, c // self.heads)
+        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        return F.linear(attended, self.proj.weight.flatten(1), self.proj.bias).mT.reshape(x.shape)
+
+
+class PositionalEmbedding(nn.Module):
+    """Cosines and sines of the noise label at geometric frequencies from 1 to 1/10000 (`endpoint`: inclusive)."""
+
+    def __init__(self, channels: int, endpoint: bool):
+        super().__init__()
+        self.half, self.endpoint = channels // 2, endpoint
+
+    def forward(self, noise_labels: Tensor) -> Tensor:
+        """(n,) -> (n, channels), cosines first."""
+        powers = torch.arange(self.half, dtype=torch.float32, device=noise_labels.device)
+        freqs = (1 / 10000) ** (powers / (self.half - self.endpoint))
+        angles = noise_labels[:, None] * freqs
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class FourierEmbedding(nn.Module):
+    """Cosines and sines of the noise label at random frequencies, 16 times standard normal."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.register_buffer("freqs", 16 * torch.randn(channels // 2))
+
+    def forward(self, noise_labels: Tensor) -> Tensor:
+        """(n,) -> (n, channels), cosines first."""
+        angles = noise_labels[:, None] * (2 * math.pi * self.freqs)
+        return torch.cat([angles.cos(), angles.sin()], dim=1)
+
+
+class _UNet(nn.Module):
+    """What the two architectures share: levels, forward pass and checks; a subclass embeds, and owns the output head.
+
+    `config`: the constructor's arguments as plain JSON values, with "arch", from which `build` makes the network again.
+    """
+
+    def __init__(self, arguments: Mapping[str, Any]):
+        super().__init__()
+        plain = {key: value for key, value in arguments.items() if key not in ("self", "__class__")}
+        self.config = {"arch": type(self).__name__, **plain}
+        self.config |= {key: list(value) for key, value in plain.items() if isinstance(value, tuple | list)}
+        resolution, halvings = self.config["img_resolution"], len(self.config["channel_mult"]) - 1
+        if halvings < 0 or resolution < 1 or resolution % 2**halvings:
+            raise OnestepError(
+                f"{resolution}x{resolution} images cannot be halved {halvings} times exactly; "
+                "give channel_mult another number of entries, or pad the images"
+            )
+
+    def _levels(self) -> list[tuple[str, int, bool]]:
+        """(name, width, attention?) from the full resolution down."""
+        config, levels = self.config, []
+        for level, mult in enumerate(config["channel_mult"]):
+            resolution = config["img_resolution"] >> level
+            attention = resolution in config["attn_resolutions"]
+            levels.append((f"{resolution}x{resolution}", config["model_channels"] * mult, attention))
+        return levels
+
+    def _add_encoder(self, style: BlockStyle, channels: int, residual: bool = False) -> list[int]:
+        """Make `enc`, its first convolution `channels` wide; returns the channels of the skips.
+
+        `residual`: at each level the encoder also takes in a downsampled stream of the image (NCSN++).
+        """
+        aux_channels, skips = self.config["in_channels"], [channels]
+        self.enc = nn.ModuleDict()
+        for level, (name, width, attention) in enumerate(self._levels()):
+            if level == 0:
+                self.enc[f"{name}_conv"] = Conv2d(aux_channels, channels, 3, style.init)
+            else:
+                self.enc[f"{name}_down"] = UNetBlock(channels, channels, style, "down")
+                skips.append(channels)
+            if level and residual:
+                aux = Conv2d(aux_channels, channels, 3, style.init, "down", style.resample_filter, fused=True)
+                self.enc[f"{name}_aux_residual"] = aux
+                aux_channels = channels
+            for index in range(self.config["num_blocks"]):
+                self.enc[f"{name}_block{index}"] = UNetBlock(channels, width, style, attention=attention)
+                channels = width
+                skips.append(channels)
+        return skips
+
+    def _add_decoder(self, style: BlockStyle, skips: list[int], attend_all: bool) -> int:
+        """Make `dec`; returns the channels that leave it.
+
+        `attend_all`: attention in every block of a level that has it, not only in the last.
+        """
+        channels, blocks = skips[-1], self.config["num_blocks"] + 1
+        self.dec = nn.ModuleDict()
+        for level, (name, width, attention) in enumerate(reversed(self._levels())):
+            if level == 0:
+                self.dec[f"{name}_in0"] = UNetBlock(channels, channels, style, attention=True)
+                self.dec[f"{name}_in1"] = UNetBlock(channels, channels, style)
+            else:
+                self.dec[f"{name}_up"] = UNetBlock(channels, channels, style, "up")
+            for index in range(blocks):
+                attend = attention and (attend_all or index == blocks - 1)
+                self.dec[f"{name}_block{index}"] = UNetBlock(channels + skips.pop(), width, style, attention=attend)
+                channels = width
+        return channels
+
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+    ) -> Tensor:
+        """Raw network output (n, out_channels, h, w), in the dtype of x.
+
+        x (n, in_channels, h, w); noise_labels (n,), or (1,) for all; class_labels (n, label_dim), one-hot;
+        augment_labels (n, augment_dim) or None for none. Raises OnestepError for any other shape.
+        """
+        self._check(x, noise_labels, class_labels)
+        emb = self._embed(noise_labels.reshape(-1).float(), class_labels, augment_labels)
+        h, skips, aux = x, [], x
+        for name, block in self.enc.items():
+            if name.endswith("_aux_residual"):
+                h = skips[-1] = aux = (h + block(aux)) * math.sqrt(0.5)
+                continue
+            h = block(h) if name.endswith("_conv") else block(h, emb)
+            skips.append(h)
+        for name, block in self.dec.items():
+            if "_aux_" not in name:
+                h = block(torch.cat([h, skips.pop()], dim=1) if "_block" in name else h, emb)
+        return self._head(h).to(x.dtype)
+
+    def _check(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> None:
+        channels, resolution, labels = (self.config[key] for key in ("in_channels", "img_resolution", "label_dim"))
+        if x.ndim != 4 or tuple(x.shape[1:]) != (channels, resolution, resolution):
+            expected = f"(n, {channels}, {resolution}, {resolution})"
+            raise OnestepError(f"this network takes images of shape {expected}, not {tuple(x.shape)}")
+        if noise_labels.numel() not in (1, len(x)):
+            raise OnestepError(
+                f"{noise_labels.numel()} noise labels for {len(x)} images; give one each, or one for all"
+            )
+        if labels and class_labels is None:
+            raise OnestepError(f"this network is conditional: give class_labels, one-hot of shape (n, {labels})")
+        if class_labels is not None and tuple(class_labels.shape) != (len(x), labels):
+            wanted = f"one-hot class_labels of shape ({len(x)}, {labels})" if labels else "no class_labels"
+            raise OnestepError(f"this network takes {wanted}, not {tuple(class_labels.shape)}")
+
+    def _kept(self, class_labels: Tensor) -> Tensor:
+        """In training, whole labels are zeroed at the rate label_dropout, for classifier-free guidance."""
+        rate = self.config["label_dropout"]
+        if not (self.training and rate):
+            return class_labels
+        return class_labels * (torch.rand(len(class_labels), 1, device=class_labels.device) >= rate)
+
+
+class SongUNet(_UNet):
+    """DDPM++ (the defaults) and NCSN++ (fourier, residual, channel_mult_noise 2, resample_filter [1, 3, 3, 1]).
+
+    Raises OnestepError for images that cannot be halved exactly and for encoder or decoder types EDM did not release.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 128,
+        channel_mult: Sequence[int] = (1, 2, 2, 2),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 4,
+        attn_resolutions: Sequence[int] = (16,),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+        embedding_type: str = "positional",
+        channel_mult_noise: int = 1,
+        encoder_type: str = "standard",
+        decoder_type: str = "standard",
+        resample_filter: Sequence[int] = (1, 1),
+    ):
+        super().__init__(locals())
+        _check_choice("embedding_type", embedding_type, ("positional", "fourier"))
+        _check_choice("encoder_type", encoder_type, ("standard", "residual"))
+        _check_choice("decoder_type", decoder_type, ("standard",))
+        init, last, qkv = Init(xavier=True), Init(xavier=True, gain=1e-5), Init(xavier=True, gain=math.sqrt(0.2))
+        emb_channels, noise_channels = model_channels * channel_mult_emb, model_channels * channel_mult_noise
+        style = BlockStyle(
+            emb_channels, dropout, tuple(resample_filter), init, last, qkv, eps=1e-6, skip_scale=math.sqrt(0.5)
+        )
+        fourier = embedding_type == "fourier"
+        self.map_noise = (
+            FourierEmbedding(noise_channels) if fourier else PositionalEmbedding(noise_channels, endpoint=True)
+        )
+        self.map_label = Linear(label_dim, noise_channels, init) if label_dim else None
+        self.map_augment = Linear(augment_dim, noise_channels, init, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(noise_channels, emb_channels, init)
+        self.map_layer1 = Linear(emb_channels, emb_channels, init)
+        skips = self._add_encoder(style, model_channels, residual=encoder_type == "residual")
+        channels = self._add_decoder(style, skips, attend_all=False)
+        self.head = f"{img_resolution}x{img_resolution}_aux"
+        self.dec[f"{self.head}_norm"] = GroupNorm(channels, style.eps)
+        self.dec[f"{self.head}_conv"] = Conv2d(channels, out_channels, 3, last)
+
+    def _embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        cosines, sines = self.map_noise(noise_labels).chunk(2, dim=1)
+        emb = torch.cat([sines, cosines], dim=1)
+        if self.map_label is not None:
+            emb = emb + self.map_label(self._kept(class_labels) * math.sqrt(self.config["label_dim"]))
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
+
+    def _head(self, h: Tensor) -> Tensor:
+        return self.dec[f"{self.head}_conv"](F.silu(self.dec[f"{self.head}_norm"](h)))
+
+
+class DhariwalUNet(_UNet):
+    """ADM, with attention in every block of the levels in attn_resolutions and 64 channels a head.
+
+    Raises OnestepError for images that cannot be halved exactly.
+    """
+
+    def __init__(
+        self,
+        img_resolution: int,
+        in_channels: int,
+        out_channels: int,
+        label_dim: int = 0,
+        augment_dim: int = 0,
+        model_channels: int = 192,
+        channel_mult: Sequence[int] = (1, 2, 3, 4),
+        channel_mult_emb: int = 4,
+        num_blocks: int = 3,
+        attn_resolutions: Sequence[int] = (32, 16, 8),
+        dropout: float = 0.10,
+        label_dropout: float = 0.0,
+    ):
+        super().__init__(locals())
+        init, zero = Init(xavier=False, gain=math.sqrt(1 / 3), bias_gain=math.sqrt(1 / 3)), Init(xavier=False, gain=0.0)
+        emb_channels = model_channels * channel_mult_emb
+        style = BlockStyle(
+            emb_channels, dropout, (1, 1), init, zero, init, scale_shift=True, project_resampled=False, head_channels=64
+        )
+        self.map_noise = PositionalEmbedding(model_channels, endpoint=False)
+        self.map_augment = Linear(augment_dim, model_channels, zero, bias=False) if augment_dim else None
+        self.map_layer0 = Linear(model_channels, emb_channels, init)
+        self.map_layer1 = Linear(emb_channels, emb_channels, init)
+        self.map_label = Linear(label_dim, emb_channels, init, bias=False) if label_dim else None
+        if self.map_label is not None:
+            nn.init.normal_(self.map_label.weight)  # one-hot input: each class starts as a standard normal vector
+        skips = self._add_encoder(style, model_channels * channel_mult[0])
+        channels = self._add_decoder(style, skips, attend_all=True)
+        self.out_norm = GroupNorm(channels, style.eps)
+        self.out_conv = Conv2d(channels, out_channels, 3, zero)
+
+    def _embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
+        emb = self.map_noise(noise_labels)
+        if self.map_augment is not None and augment_labels is not None:
+            emb = emb + self.map_augment(augment_labels)
+        emb = self.map_layer1(F.silu(self.map_layer0(emb)))
+        if self.map_label is not None:
+            emb = emb + self.map_label(self._kept(class_labels))
+        return F.silu(emb)
+
+    def _head(self, h: Tensor) -> Tensor:
+        return self.out_conv(F.silu(self.out_norm(h)))
+
+
+def _check_choice(argument: str, value: str, known: Sequence[str]) -> None:
+    if value not in known:
+        raise OnestepError(f"{argument} {value!r} is not supported{near_miss(str(value), known)}")
+
+
+ARCHITECTURES = {"SongUNet": SongUNet, "DhariwalUNet": DhariwalUNet}
+
+
+def build(config: Mapping[str, Any]) -> nn.Module:
+    """The network of a `net.config`: "arch" and constructor arguments.
+
+    Raises OnestepError, with the nearest known name, for an unknown architecture or argument, and for a missing one.
+    """
+    arguments = dict(config)
+    arch = arguments.pop("arch", None)
+    if arch not in ARCHITECTURES:
+        raise OnestepError(f"unknown architecture {arch!r}{near_miss(str(arch), ARCHITECTURES)}")
+    known = inspect.signature(ARCHITECTURES[arch]).parameters
+    for name in arguments:
+        if name not in known:
+            raise OnestepError(f"{arch} has no argument {name!r}{near_miss(name, known)}")
+    missing = [
+        name for name, parameter in known.items() if parameter.default is parameter.empty and name not in arguments
+    ]
+    if missing:
+        raise OnestepError(f"{arch} needs {', '.join(missing)}")
+    return ARCHITECTURES[arch](**arguments)
+
+
+def _ddpmpp(
+    channels: int, blocks: int, mult: Sequence[int], dropout: float, attention: Sequence[int], **more: Any
+) -> dict:
+    arguments = {"model_channels": channels, "num_blocks": blocks, "channel_mult": mult, "attn_resolutions": attention}
+    return {"arch": "SongUNet", **arguments, "dropout": dropout, **more}
+
+
+def _adm(channels: int, blocks: int, mult: Sequence[int], dropout: float, attention: Sequence[int]) -> dict:
+    return {**_ddpmpp(channels, blocks, mult, dropout, attention), "arch": "DhariwalUNet"}
+
+
+_NCSNPP = {
+    "embedding_type": "fourier",
+    "encoder_type": "residual",
+    "channel_mult_noise": 2,
+    "resample_filter": (1, 3, 3, 1),
+}
+
+SIZES: dict[str, dict[str, Any]] = {
+    # For 8x8 to 28x28 images, named by their parameters at 1x8x8. Of the shapes tried on a CPU, one block a level
+    # trains the most images a second for its parameters. GroupNorm admits no width between 32 and 40, hence the wider
+    # embedding.
+    "0.05M": _ddpmpp(8, 1, (1, 2), 0.0, ()),
+    "0.2M": _ddpmpp(16, 1, (1, 2), 0.0, ()),
+    "0.8M": _ddpmpp(32, 1, (1, 2), 0.0, (), channel_mult_emb=7),
+    "3M": _ddpmpp(64, 1, (1, 2), 0.0, ()),
+    # SlimFlow (arXiv 2407.12718).
+    "3.4M": _ddpmpp(64, 1, (1, 1, 2), 0.15, (16,)),
+    "7.0M": _ddpmpp(64, 2, (1, 2, 2), 0.15, (16,)),
+    "15.7M": _ddpmpp(96, 2, (1, 2, 2), 0.15, (16,)),
+    "27.9M": _ddpmpp(128, 2, (1, 2, 2), 0.15, (16,)),
+    "61.8M": _ddpmpp(128, 4, (1, 2, 2, 2), 0.15, (16,)),
+    "44.7M": _adm(128, 2, (1, 2, 2, 2), 0.13, (32, 16)),
+    "80.7M": _adm(128, 2, (1, 2, 2, 4), 0.13, (32, 16)),
+    # EDM (arXiv 2206.00364).
+    "edm-ddpmpp": _ddpmpp(128, 4, (2, 2, 2), 0.13, (16,)),
+    "edm-ncsnpp": _ddpmpp(128, 4, (2, 2, 2), 0.13, (16,)) | _NCSNPP,
+    "adm": _adm(192, 3, (1, 2, 3, 4), 0.10, (32, 16, 8)),
+}
+
+
+def sized(name: str, resolution: int, channels: int, label_dim: int = 0, dropout: float | None = None) -> nn.Module:
+    """A network of a named size (see `SIZES`) for images (n, channels, resolution, resolution).
+
+    `dropout` replaces the size's own. Raises OnestepError for an unknown name, with the nearest one.
+    """
+    if name not in SIZES:
+        raise OnestepError(f"unknown size {name!r}{near_miss(name, SIZES)}")
+    config = SIZES[name] | {"img_resolution": resolution, "in_channels": channels, "out_channels": channels}
+    if name.startswith("edm-") and resolution >= 64:
+        config["channel_mult"] = (1, 2, 2, 2)  # as EDM has them on its 64 px sets
+    if dropout is not None:
+        config["dropout"] = dropout
+    return build(config | {"label_dim": label_dim})

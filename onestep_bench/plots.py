@@ -1,0 +1,58 @@
+"""Pictures for notebooks: image sheets and curves. Figures of whole reports are made by `report`."""
+
+from collections.abc import Iterable, Mapping
+
+import matplotlib.pyplot as plt
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from torch import Tensor
+from torch.nn import functional as F
+
+from onestep_bench.data import to_uint8
+
+
+def sheet(rows: Mapping[str, Tensor], *, title: str = "", pixels: float = 0.55) -> Figure:
+    """A sheet of images, one labelled row each: uint8 or float in [-1, 1], (n, c, h, w). pixels: inches an image."""
+    columns = max(len(images) for images in rows.values())
+    size = (pixels * columns + 1.6, pixels * len(rows) + 0.35 * bool(title))
+    figure, axes = plt.subplots(len(rows), 1, figsize=size, squeeze=False, layout="constrained")
+    for axis, (label, images) in zip(axes[:, 0], rows.items(), strict=True):
+        images = images if images.dtype == torch.uint8 else to_uint8(images)
+        gap = max(1, images.shape[-1] // 16)
+        strip = torch.cat(list(F.pad(images, (0, gap), value=255)), dim=-1)[..., :-gap].permute(1, 2, 0).cpu().numpy()
+        axis.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255)
+        axis.set_xticks([])
+        axis.set_yticks([])
+        axis.set_ylabel(label, rotation=0, ha="right", va="center")
+        axis.set_anchor("W")
+        sns.despine(ax=axis, left=True, bottom=True)
+    if title:
+        figure.suptitle(title, fontsize="medium")
+    plt.close(figure)  # the notebook shows the value of its cell; without this it would show the figure twice
+    return figure
+
+
+def curves(
+    lines: Mapping[str, tuple[Iterable[float], Iterable[float]]], *, x: str, y: str, log_y: bool = False
+) -> Figure:
+    """One labelled line per item, (xs, ys), on one pair of axes."""
+    with sns.axes_style("whitegrid"):
+        figure, axes = plt.subplots(figsize=(6, 3.2))
+    for (label, (xs, ys)), colour in zip(lines.items(), sns.color_palette("colorblind", len(lines)), strict=True):
+        axes.plot(list(xs), list(ys), label=label, color=colour)
+    axes.set(xlabel=x, ylabel=y, yscale="log" if log_y else "linear")
+    axes.legend(frameon=False)
+    sns.despine(figure)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def losses(models: Mapping[str, object], *, log_y: bool = False) -> Figure:
+    """Training loss over images seen, of models by label."""
+    lines = {
+        label: ([row.kimg for row in model.history], [row.loss for row in model.history])
+        for label, model in models.items()
+    }
+    return curves(lines, x="images seen (thousands)", y="training loss", log_y=log_y)

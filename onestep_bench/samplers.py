@@ -1,0 +1,155 @@
+"""Samplers: functions `(denoiser, noise, times, labels=None) -> images`, and the step grids they walk.
+
+`noise` is standard normal (n, c, h, w) and is scaled to the path here; `times` are the levels from noise to data,
+steps + 1 of them, the last one 0. States are kept in float64 (the networks run in their own dtype), images come back
+in the dtype of `noise`. A `denoiser` is anything with the call signature of `Denoiser` and a `path`.
+"""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import numpy as np
+import torch
+from scipy.integrate import solve_ivp
+from torch import Tensor
+
+from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.paths import FLOW, VE, Path
+
+Sampler = Callable[..., Tensor]
+
+
+def _start(denoiser, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
+    """The state at the first level and all levels, in float64."""
+    times = torch.as_tensor(times, dtype=torch.float64, device=noise.device)
+    if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
+        raise OnestepError("a sampler needs at least two levels, strictly falling from noise to data")
+    return denoiser.path.sigma(times[0]) * noise.double(), times
+
+
+@torch.no_grad()
+def ddim(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None, *, clip: bool = False) -> Tensor:
+    """DDIM with eta = 0 (Song et al. 2021, arXiv:2010.02502, Eq. 12), which is Euler's method on FLOW and VE.
+
+    Each step predicts x0 and eps and mixes them again at the next level. clip: clamp x0 to [-1, 1] and derive eps
+    from the clamped x0.
+    """
+    path = denoiser.path
+    x, times = _start(denoiser, noise, times)
+    for t, t_next in pairwise(times):
+        x0 = denoiser(x, t, labels, want="x0")
+        x0 = x0.clamp(-1, 1) if clip else x0
+        x = path.mix(x0, path.from_x0(x, x0, t), t_next)
+    return x.to(noise.dtype)
+
+
+def euler(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Euler's method for the probability-flow ODE: the same step as `ddim`, written in x0 and eps."""
+    return ddim(denoiser, noise, times, labels)
+
+
+@torch.no_grad()
+def heun(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Heun's method for the probability-flow ODE (Karras et al. 2022, Algorithm 1); Euler on the step that ends at 0.
+
+    2 steps - 1 network evaluations when the last level is 0.
+    """
+    x, times = _start(denoiser, noise, times)
+    for t, t_next in pairwise(times):
+        slope = denoiser(x, t, labels, want="velocity")
+        x_next = x + (t_next - t) * slope
+        if t_next > 0:
+            x_next = x + (t_next - t) * (slope + denoiser(x_next, t_next, labels, want="velocity")) / 2
+        x = x_next
+    return x.to(noise.dtype)
+
+
+@torch.no_grad()
+def dpmpp_2m(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+    """DPM-Solver++(2M), data prediction, deterministic (Lu et al. 2022, arXiv:2211.01095, Algorithm 2).
+
+    First order on the first step and on one that ends at 0, where the log signal-to-noise ratio is infinite.
+    """
+    path = denoiser.path
+    x, times = _start(denoiser, noise, times)
+    previous, previous_ratio = None, None
+    for t, t_next in pairwise(times):
+        x0 = denoiser(x, t, labels, want="x0")
+        ratio, next_ratio = path.ratio(t), path.ratio(t_next)
+        estimate = x0
+        if previous is not None and next_ratio > 0:
+            # Steps in lambda = -log(ratio); a first step from infinite ratio weighs the past with nothing.
+            step, last_step = torch.log(ratio / next_ratio), torch.log(previous_ratio / ratio)
+            estimate = x0 + step / (2 * last_step) * (x0 - previous)
+        x = path.mix(estimate, path.from_x0(x, estimate, t), t_next)
+        previous, previous_ratio = x0, ratio
+    return x.to(noise.dtype)
+
+
+@torch.no_grad()
+def rk45(denoiser, noise: Tensor, times: Tensor | None = None, labels: Tensor | None = None, *, tol: float = 1e-5):
+    """Adaptive Runge-Kutta 4(5) (Dormand-Prince, SciPy) for the flow from noise to data; `times` is not used.
+
+    tol is both relative and absolute, as in Song et al. 2021. A denoiser of another path is seen on FLOW, where the
+    state has unit scale and the velocity is finite at both ends. SciPy chooses one step size for the whole batch, so
+    an image depends on its batch, within the tolerance: the one sampler that is not exact at any batch size.
+    """
+    flow = denoiser if denoiser.path == FLOW else denoiser.on(FLOW)
+
+    def slope(t: float, flat: np.ndarray) -> np.ndarray:
+        x = torch.from_numpy(flat).to(noise.device).reshape(noise.shape)
+        level = torch.tensor(t, dtype=torch.float64, device=noise.device)
+        return flow(x, level, labels, want="velocity").flatten().cpu().numpy()
+
+    start = noise.double().flatten().cpu().numpy()
+    solution = solve_ivp(slope, (1.0, 0.0), start, method="RK45", rtol=tol, atol=tol, t_eval=(0.0,))
+    if not solution.success:
+        raise OnestepError(f"rk45 gave up: {solution.message}; loosen tol or use heun")
+    return torch.from_numpy(solution.y[:, -1]).reshape(noise.shape).to(noise)
+
+
+SAMPLERS: dict[str, Sampler] = {"euler": euler, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "rk45": rk45}
+
+
+def sampler(name: str) -> Sampler:
+    """The sampler of that name. Raises OnestepError if there is none."""
+    if name not in SAMPLERS:
+        raise OnestepError(f"unknown sampler {name!r}{near_miss(name, SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def karras_times(steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7) -> Tensor:
+    """EDM's levels on the VE path (Karras et al. 2022, Eq. 5), then 0: (steps + 1,) float64."""
+    _check_steps(steps)
+    place = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
+    high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    return torch.cat([(high + place * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+def uniform_times(steps: int, t_max: float = 1.0) -> Tensor:
+    """Evenly spaced levels from t_max to 0: (steps + 1,) float64."""
+    _check_steps(steps)
+    return torch.linspace(t_max, 0, steps + 1, dtype=torch.float64)
+
+
+def ddim_times(steps: int, levels: int) -> Tensor:
+    """`steps` of the levels 1..T of a VP path, evenly spaced and ending in pure noise, then 0: (steps + 1,) float64.
+
+    Raises OnestepError when there are more steps than levels.
+    """
+    _check_steps(steps)
+    if steps > levels:
+        raise OnestepError(f"{steps} steps do not fit into {levels} levels; use at most {levels}")
+    return torch.linspace(levels, 0, steps + 1, dtype=torch.float64).round()
+
+
+def default_times(path: Path, steps: int) -> Tensor:
+    """The grid the field uses on a path: Karras on VE, uniform on FLOW, evenly spaced levels on VP."""
+    if path == VE:
+        return karras_times(steps)
+    return uniform_times(steps) if path == FLOW else ddim_times(steps, int(path.t_max))
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise OnestepError(f"a sampler takes at least 1 step, not {steps}")

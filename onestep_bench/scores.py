@@ -1,0 +1,69 @@
+"""The record an executed notebook leaves: score rows and sample strips in one JSON MIME bundle.
+
+`study.record` writes it, `report` reads it. This module knows neither torch nor pandas, so that reading a grid's
+state stays fast.
+"""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from onestep_bench.errors import OnestepError
+
+MIME = "application/vnd.onestep-bench.scores+json"
+
+# One row is one (model, sampler, steps, sampling seed).
+FIELDS = {
+    "dataset": "name of the data set",
+    "label": "what a plot calls this model, e.g. 'SlimFlow'",
+    "method": "registry name of the method that trained it",
+    "size": "named network size",
+    "train_seed": "seed of the training run",
+    "sampler": "sampler name",
+    "steps": "sampler steps",
+    "nfe": "network evaluations a sample, counted",
+    "seed": "sampling seed",
+    "fid": "Frechet distance between features of samples and reference",
+    "params": "parameters of the network",
+    "macs": "multiply-accumulates of conv and linear layers, one evaluation of one image",
+    "kimg": "thousands of training images over the whole lineage",
+    "features": "feature extractor",
+    "protocol": "extractor and its weights' hash, resizing, number of samples, reference and its hash",
+    "samples": "number of samples scored",
+    "weights": "'ema' or 'last'",
+    "model": "store key of the model",
+    "device": "device it ran on",
+    "versions": "versions of the libraries that decide numbers",
+    "train_seconds": "measured: training and pair-making time over the whole lineage",
+    "latency_ms": "measured: median time to draw one image at batch 1",
+    "throughput": "measured: images a second at the evaluation batch",
+    "peak_memory_mb": "measured: peak memory while sampling a batch",
+}
+MEASURED = ("train_seconds", "latency_ms", "throughput", "peak_memory_mb")
+
+
+def bundle(rows: list[dict], strips: list[dict]) -> dict:
+    """The JSON value stored under `MIME`.
+
+    rows: dicts with the keys of `FIELDS`. strips: dicts label, size, steps, sampler, train_seed, png (base64 of
+    sample images side by side, drawn from the noise of sample indices 0, 1, 2, ... of sampling seed 0).
+    """
+    for row in rows:
+        if row.keys() != FIELDS.keys():
+            raise ValueError(f"score row has keys {sorted(row.keys() ^ FIELDS.keys())} too many or too few")
+    return {"rows": rows, "strips": strips}
+
+
+def bundles_in(notebook: Path) -> Iterator[dict]:
+    """Every score bundle in the outputs of one executed notebook.
+
+    Raises OnestepError if the file is not a notebook.
+    """
+    try:
+        cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise OnestepError(f"{notebook} is not a notebook; delete it and run the grid again") from error
+    outputs: Iterable[dict] = (output for cell in cells for output in cell.get("outputs", ()))
+    for output in outputs:
+        if MIME in output.get("data", {}):
+            yield output["data"][MIME]

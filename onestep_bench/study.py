@@ -1,0 +1,397 @@
+"""What a notebook calls: train, make_pairs, evaluate, record. Everything but record is memoised in the store."""
+
+import base64
+import copy
+import io
+import json
+import os
+import platform
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, fields
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from tqdm import tqdm
+
+from onestep_bench import __version__, checkpoints, cost, methods, metrics, networks, samplers, scores, store
+from onestep_bench.data import Dataset, to_uint8
+from onestep_bench.denoiser import Denoiser, counting
+from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.features import load_extractor
+from onestep_bench.files import replacing, write_json
+from onestep_bench.seeds import sample_labels, sample_noise, seed_for
+from onestep_bench.training import LogRow, Source, TrainConfig, fit
+
+# Networks are always called with this many images, the last batch padded: the arithmetic of a row depends on the
+# shape of its batch, and a sample must not.
+BATCH = 256
+STRIP = 12  # images in the strip of samples that a score bundle keeps
+
+
+def device() -> torch.device:
+    """The CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _device_name() -> str:
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+def _versions() -> str:
+    return f"onestep_bench {__version__}, torch {torch.__version__}, python {platform.python_version()}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: its artifact, and what a notebook asks of it."""
+
+    artifact: store.Artifact
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The weights' average (EMA), on `device()`, in eval mode."""
+        return checkpoints.load(self.artifact.folder, str(device()))
+
+    @cached_property
+    def history(self) -> list[LogRow]:
+        """Log rows of the training run."""
+        return [LogRow(**row) for row in json.loads((self.artifact.folder / "log.json").read_text())]
+
+    @property
+    def size(self) -> str:
+        """Named network size."""
+        return self.artifact.recipe["size"]
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class it was trained on, in whose proportion samples are labelled; empty if unconditional."""
+        return self.artifact.recipe["class_counts"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images."""
+        config = self.denoiser.net.config
+        return config["in_channels"], config["img_resolution"], config["img_resolution"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs (noise, image) of a teacher."""
+
+    artifact: store.Artifact
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(n, c, h, w) float32, as the sampler left them."""
+        return load_file(self.artifact.folder / "images.safetensors")["images"]
+
+    @property
+    def noise(self) -> Tensor:
+        """(n, c, h, w) standard normal: made again from the seed, so it need not be stored."""
+        return sample_noise(self.artifact.recipe["seed"], range(len(self.images)), self.images.shape[1:], "pairs")
+
+    @property
+    def class_counts(self) -> list[int]:
+        """As `Model.class_counts`, of the teacher."""
+        return self.artifact.recipe["class_counts"]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(n,) int64, or None for an unconditional teacher."""
+        return _labels(self.artifact.recipe["seed"], range(len(self.images)), self.class_counts, "pairs")
+
+
+def _labels(seed: int, indices: Sequence[int], class_counts: list[int], purpose: str) -> Tensor | None:
+    return sample_labels(seed, indices, class_counts, purpose) if class_counts else None
+
+
+def train(
+    method: str,
+    data: Dataset | Pairs,
+    *,
+    kimg: float,
+    size: str | None = None,
+    seed: int = 0,
+    teacher: Model | None = None,
+    init: Model | None = None,
+    conditional: bool = False,
+    **options,
+) -> Model:
+    """Train a model, or find it in the store.
+
+    method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs. kimg: thousands of
+    images seen. size: named network size, by default that of `init`. init: a model whose averaged weights the student
+    starts from. options: fields of the method's config and of `TrainConfig`.
+    Raises OnestepError for an unknown method, size or option, and for data or a teacher that does not fit the method.
+    """
+    chosen = methods.get(method)
+    _check_inputs(chosen, data, size, teacher, init)
+    config, training = _configs(chosen, options | {"kimg": kimg})
+    size = size or init.size
+    class_counts = init.class_counts if init else _class_counts(data, conditional)
+    recipe = {
+        "method": chosen.name,
+        "version": chosen.version,
+        "size": size,
+        "class_counts": class_counts,
+        "config": asdict(config),
+        "training": asdict(training) | {"betas": list(training.betas)},
+        "seed": seed,
+        "data": data.digest if isinstance(data, Dataset) else "pairs",
+        "role": {key: model.artifact.key for key, model in (("teacher", teacher), ("init", init)) if model},
+    }
+    given = [data if isinstance(data, Pairs) else None, teacher, init]
+    parents = {item.artifact.key: item.artifact for item in given if item}.values()
+
+    def make(folder: Path) -> dict:
+        student = _student(chosen, config, data, size, class_counts, seed, init)
+        nets = methods.Nets(student, teacher.denoiser if teacher else None)
+        rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder)
+        write_json(folder / "log.json", [asdict(row) for row in rows])
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return {
+            "kimg": training.steps * training.batch_size / 1000,
+            "seconds": rows[-1].seconds,
+            "device": _device_name(),
+        }
+
+    return Model(store.memo("model", recipe, parents, make))
+
+
+def _check_inputs(method, data, size, teacher, init) -> None:
+    kind = "pairs" if isinstance(data, Pairs) else "images"
+    if kind != method.data:
+        raise OnestepError(f"{method.name} trains on {method.data}, not on {kind}; see make_pairs and data.load")
+    if method.needs_teacher and teacher is None:
+        raise OnestepError(f"{method.name} needs a teacher; pass teacher=")
+    if size is None and init is None:
+        raise OnestepError(f"{method.name} needs a size or an init model; known sizes: {', '.join(networks.SIZES)}")
+    if init and size not in (None, init.size):
+        raise OnestepError(f"size {size} differs from the init model's {init.size}; leave size out")
+
+
+def _configs(method, options: dict) -> tuple[object, TrainConfig]:
+    own = {field.name for field in fields(method.config)}
+    common = {field.name for field in fields(TrainConfig)}
+    for name in options:
+        if name not in own | common:
+            raise OnestepError(f"{method.name} has no option {name!r}{near_miss(name, own | common)}")
+    config = method.config(**{name: value for name, value in options.items() if name in own})
+    training = method.training | {name: value for name, value in options.items() if name in common}
+    return config, TrainConfig(**training)
+
+
+def _class_counts(data: Dataset | Pairs, conditional: bool) -> list[int]:
+    if not conditional:
+        return []
+    if not data.class_counts:
+        raise OnestepError("conditional training needs labels, and the data have none")
+    return data.class_counts
+
+
+def _student(method, config, data, size, class_counts, seed, init) -> Denoiser:
+    if init:
+        student = checkpoints.load(init.artifact.folder, str(device()))
+        return student.train().requires_grad_(True)
+    shape = data.images.shape[1:]
+    torch.manual_seed(seed_for(seed, "init"))
+    net = networks.sized(size, shape[-1], shape[0], label_dim=len(class_counts))
+    return Denoiser(net, method.native(config)).to(device()).train()
+
+
+def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[LogRow]:
+    ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
+    labels = data.labels if nets.student.num_classes else None
+    source = Source(data.images, labels, data.noise if isinstance(data, Pairs) else None, device())
+    rows = []
+    with tqdm(total=round(training.steps * training.batch_size / 1000, 1), unit="kimg", desc=method.name) as bar:
+        objective = method.objective(nets, config)
+        steps = fit(
+            objective,
+            {"student": nets.student},
+            source,
+            training,
+            seed=seed_for(seed, "train"),
+            ema=ema,
+            checkpoint=folder / "checkpoint.pt",
+            checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
+            name=method.name,
+        )
+        for row in steps:
+            rows.append(row)
+            bar.update(row.kimg - bar.n)
+            bar.set_postfix(row.losses)
+    checkpoints.save(ema, folder)
+    return rows
+
+
+def sample(
+    model: Model, indices: Sequence[int], *, sampler: str = "euler", steps: int = 1, seed: int = 0, purpose="sample"
+) -> Tensor:
+    """Images (len(indices), c, h, w) float32 in about [-1, 1], on the CPU.
+
+    Image i is a function of (model, sampler, steps, seed, purpose, indices[i]): of nothing else in its batch. Labels of
+    a conditional model are drawn in the proportions of its training data.
+    Raises OnestepError if the sampler is unknown or an image is not finite.
+    """
+    step = samplers.sampler(sampler)
+    denoiser = model.denoiser
+    times = samplers.default_times(denoiser.path, steps)
+    batches = []
+    for start in range(0, len(indices), BATCH):
+        asked = indices[start : start + BATCH]
+        padded = [*asked, *[asked[0]] * (BATCH - len(asked))] if len(indices) > 1 else asked
+        noise = sample_noise(seed, padded, model.shape, purpose).to(device())
+        labels = _labels(seed, padded, model.class_counts, purpose)
+        images = step(denoiser, noise, times, None if labels is None else labels.to(device()))
+        batches.append(images[: len(asked)].cpu())
+    images = torch.cat(batches)
+    if not images.isfinite().all():
+        raise OnestepError(f"{model.artifact.key} made images that are not finite with {sampler}, {steps} steps")
+    return images
+
+
+def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18, seed: int = 0) -> Pairs:
+    """n pairs of noise and the teacher's image from it, or those in the store. A killed run keeps its finished parts.
+
+    The defaults are SlimFlow's for an EDM teacher (18 Heun steps).
+    """
+    recipe = {"n": n, "sampler": sampler, "steps": steps, "seed": seed, "class_counts": teacher.class_counts}
+    samplers.sampler(sampler)
+
+    def make(folder: Path) -> dict:
+        parts, seconds = [], 0.0
+        part_size = 16 * BATCH
+        for first in tqdm(range(0, n, part_size), unit="part", desc="pairs"):
+            path = folder / f"part-{first:09d}.safetensors"
+            if not path.exists():
+                clock = cost.Stopwatch()
+                indices = range(first, min(first + part_size, n))
+                images = sample(teacher, indices, sampler=sampler, steps=steps, seed=seed, purpose="pairs")
+                with replacing(path) as temporary:
+                    save_file({"images": images, "seconds": torch.tensor(clock.seconds)}, temporary)
+            part = load_file(path)
+            parts.append(part["images"])
+            seconds += part["seconds"].item()
+        with replacing(folder / "images.safetensors") as temporary:
+            save_file({"images": torch.cat(parts)}, temporary)
+        for path in folder.glob("part-*.safetensors"):
+            path.unlink()
+        return {"kimg": 0.0, "seconds": seconds, "device": _device_name()}
+
+    return Pairs(store.memo("pairs", recipe, [teacher.artifact], make))
+
+
+def evaluate(
+    model: Model,
+    data: Dataset,
+    *,
+    label: str,
+    steps: Sequence[int] = (1, 2, 4),
+    sampler: str = "euler",
+    seeds: Sequence[int] = (0, 1, 2),
+    samples: int | None = None,
+    features: str = "digits",
+) -> dict:
+    """Score a model: Frechet distance at each number of steps and sampling seed, with what it costs.
+
+    label: what plots call it. samples: how many images to score, by default as many as the reference has.
+    features: a name of `features.names()`. The reference is the training split, as is usual in the field.
+    Returns a score bundle (see `scores.bundle`) for `record`.
+    """
+    samples = samples or len(data)
+    extractor = load_extractor(features)
+    protocol = f"{extractor.protocol}; {samples} samples; reference {data.name}@{data.digest}, {len(data)} images"
+    rows, strips = [], []
+    for count in steps:
+        recipe = {
+            "sampler": sampler,
+            "steps": count,
+            "seeds": list(seeds),
+            "samples": samples,
+            "features": extractor.digest,
+            "data": data.digest,
+            "version": 1,
+        }
+
+        def make(folder: Path, count=count) -> dict:
+            clock = cost.Stopwatch()
+            write_json(folder / "scores.json", _score(model, data, extractor, sampler, count, seeds, samples))
+            return {"kimg": 0.0, "seconds": clock.seconds, "device": _device_name()}
+
+        artifact = store.memo("scores", recipe, [model.artifact], make)
+        scored = json.loads((artifact.folder / "scores.json").read_text())
+        common = _common_fields(model, data, extractor, artifact, label, protocol)
+        common |= {"sampler": sampler, "steps": count, "samples": samples} | scored["measured"]
+        rows += [{**common, "seed": seed, "fid": fid, "nfe": scored["nfe"]} for seed, fid in scored["fid"]]
+        keys = ("label", "size", "steps", "sampler", "train_seed")
+        strips.append({key: common[key] for key in keys} | {"png": scored["strip"]})
+    return scores.bundle(rows, strips)
+
+
+def _common_fields(model, data, extractor, artifact, label, protocol) -> dict:
+    spent, recipe = model.artifact.cost(), model.artifact.recipe
+    return {
+        "dataset": data.name,
+        "label": label,
+        "method": recipe["method"],
+        "size": model.size,
+        "train_seed": recipe["seed"],
+        "params": cost.parameters(model.denoiser.net),
+        "macs": cost.macs(model.denoiser, model.shape),
+        "kimg": spent["kimg"],
+        "train_seconds": spent["seconds"],
+        "features": extractor.name,
+        "protocol": protocol,
+        "weights": "ema",
+        "model": model.artifact.key,
+        "device": artifact.meta["cost"]["device"],
+        "versions": _versions(),
+    }
+
+
+def _score(model, data, extractor, sampler, steps, seeds, samples) -> dict:
+    reference = metrics.moments(extractor(data.images))
+    fids, strip, evaluations = [], None, 0
+    clock = cost.Stopwatch()
+    for seed in tqdm(seeds, desc=f"{sampler} {steps}", unit="seed"):
+        with counting(model.denoiser) as counter:
+            images = to_uint8(sample(model, range(samples), sampler=sampler, steps=steps, seed=seed))
+        evaluations += counter.rows
+        strip = images[:STRIP] if strip is None else strip
+        fids.append((seed, metrics.frechet_from_moments(*metrics.moments(extractor(images)), *reference)))
+    made = len(seeds) * -(-samples // BATCH) * BATCH  # the last batch is padded
+    seconds = clock.seconds
+    with cost.PeakMemory(device()) as memory:
+        sample(model, range(BATCH), sampler=sampler, steps=steps)
+    measured = {
+        "latency_ms": cost.latency_ms(lambda: sample(model, [0], sampler=sampler, steps=steps), device()),
+        "throughput": made / seconds,
+        "peak_memory_mb": memory.megabytes,
+    }
+    return {"fid": fids, "nfe": evaluations / made, "strip": _png_strip(strip), "measured": measured}
+
+
+def _png_strip(images: Tensor) -> str:
+    """Images (n, c, h, w) uint8 side by side as a base64 PNG."""
+    strip = torch.cat(list(images), dim=-1).permute(1, 2, 0).numpy()
+    buffer = io.BytesIO()
+    Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
+
+
+def record(*bundles: dict) -> None:
+    """Show score bundles as a table and leave them in the notebook's output: an executed notebook is the record."""
+    import pandas as pd
+    from IPython.display import display
+
+    rows = [row for bundle in bundles for row in bundle["rows"]]
+    strips = [strip for bundle in bundles for strip in bundle["strips"]]
+    table = pd.DataFrame(rows).groupby(["label", "size", "sampler", "steps"], sort=False)
+    table = table.agg(nfe=("nfe", "first"), fid=("fid", "mean"), std=("fid", "std"), best=("fid", "min"))
+    data = {scores.MIME: scores.bundle(rows, strips), "text/plain": table.round(2).to_string()}
+    display(data | {"text/html": table.round(2).to_html()}, raw=True)

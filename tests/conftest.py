@@ -1,0 +1,86 @@
+"""Settings and fixtures that several rooms' tests share."""
+
+import json
+import os
+from contextlib import contextmanager
+from pathlib import Path
+
+# Both are read when torch and tqdm are imported. Networks this small only wait for each other's threads.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TQDM_DISABLE"] = "1"
+
+import numpy as np
+import pytest
+from hypothesis import settings
+
+REFERENCE = Path(__file__).parent / "reference"
+
+settings.register_profile("suite", max_examples=50, deadline=None)
+settings.load_profile("suite")
+
+
+@pytest.fixture
+def store_folder(tmp_path, monkeypatch):
+    """An empty artifact store; test modules that touch the store use it throughout."""
+    monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "store"))
+    return tmp_path / "store"
+
+
+@pytest.fixture(scope="session")
+def refuses():
+    """Context manager: its block raises OnestepError, in one line that holds every text of `what`."""
+    from onestep_bench.errors import OnestepError
+
+    @contextmanager
+    def refuses(*what):
+        with pytest.raises(OnestepError) as caught:
+            yield
+        message = str(caught.value)
+        assert "\n" not in message
+        for text in what:
+            assert text in message
+
+    return refuses
+
+
+@pytest.fixture(scope="session", params=["edm_ddpmpp", "edm_ncsnpp", "edm_ddpmpp_cond", "edm_adm_cond"])
+def released_edm(request):
+    """(denoiser, arrays) of a network of the EDM zoo with its reference weights."""
+    import torch
+
+    from onestep_bench.denoiser import edm_denoiser
+    from onestep_bench.networks import build
+
+    with np.load(REFERENCE / f"{request.param}.npz") as file:
+        net = build(json.loads(str(file["config"])))
+        arrays = {key: torch.from_numpy(file[key]) for key in file.files if file[key].ndim}
+    state = {key.removeprefix("state/"): value for key, value in arrays.items() if key.startswith("state/")}
+    net.load_state_dict(state)
+    return edm_denoiser(net.eval().requires_grad_(False)), arrays
+
+
+@pytest.fixture(scope="session")
+def slimflow():
+    """SlimFlow's reference arrays: floats, and float32 tensors."""
+    import torch
+
+    with np.load(REFERENCE / "slimflow.npz") as file:
+        return {key: torch.from_numpy(file[key]) if file[key].ndim else file[key].item() for key in file.files}
+
+
+@pytest.fixture(scope="session")
+def slimflow_toy(slimflow):
+    """Function from 'student' or 'teacher' to a fresh toy network of the reference: a velocity in our direction."""
+    import torch
+
+    class Toy(torch.nn.Module):
+        def __init__(self, role):
+            super().__init__()
+            self.w = torch.nn.Parameter(slimflow[f"{role}/w"].clone())
+            self.b = torch.nn.Parameter(slimflow[f"{role}/b"].clone())
+
+        def forward(self, x, s, labels=None):
+            hidden = torch.einsum("ij,njhw->nihw", self.w, x) + self.b.reshape(-1, 1, 1)
+            return -(torch.tanh(hidden) + 0.3 * x * torch.cos(2 * s / 999).reshape(-1, 1, 1, 1))
+
+    return Toy

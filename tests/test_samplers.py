@@ -1,0 +1,216 @@
+"""Samplers against the released ones, and against the exact solution for an ideal denoiser."""
+
+import math
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from onestep_bench.denoiser import Denoiser, IdealDenoiser, counting, edm_denoiser
+from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod
+from onestep_bench.samplers import (
+    SAMPLERS,
+    ddim,
+    ddim_times,
+    default_times,
+    dpmpp_2m,
+    euler,
+    heun,
+    karras_times,
+    rk45,
+    sampler,
+    uniform_times,
+)
+
+VP_PATH = VP(alphas_cumprod("cosine", 100))
+
+
+@dataclass(frozen=True)
+class ReleasedFlow:
+    """SlimFlow's sampling code asks at the paper's times i/N (1 - 1e-3) + 1e-3; its Heun also scales its steps."""
+
+    scale: float = 1.0
+    path = FLOW
+
+    def __call__(self, net, x, t, labels):
+        paper_time = (1 - t) * (1 - 1e-3) + 1e-3
+        return "velocity", self.scale * net(x, 999 * paper_time)
+
+
+class Zero(torch.nn.Module):
+    def forward(self, x, noise_labels, labels=None):
+        return torch.zeros_like(x)
+
+
+@pytest.fixture(scope="module")
+def digits_like():
+    """Six images of 8x8 in [-1, 1]."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.rand(6, 1, 8, 8, generator=generator, dtype=torch.float64) * 2 - 1
+
+
+@pytest.fixture(scope="module")
+def noise():
+    return torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def close(output, expected):
+    torch.testing.assert_close(output, expected.to(output.dtype), rtol=1e-5, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("steps", [2, 6])
+def test_heun_makes_the_images_of_the_released_edm_sampler(released_edm, steps):
+    denoiser, arrays = released_edm
+    close(
+        heun(denoiser, arrays["latents"], karras_times(steps), arrays.get("class_labels")), arrays[f"heun/{steps}"]
+    )
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8])
+def test_euler_makes_the_images_of_the_released_slimflow_sampler(slimflow, slimflow_toy, steps):
+    flow = Denoiser(slimflow_toy("teacher"), ReleasedFlow())
+    close(euler(flow, slimflow["noise"], uniform_times(steps)), slimflow[f"euler/{steps}"])
+
+
+@pytest.mark.parametrize("steps", [2, 4, 8])
+def test_heun_makes_the_images_of_the_released_slimflow_sampler(slimflow, slimflow_toy, steps):
+    flow = Denoiser(slimflow_toy("teacher"), ReleasedFlow(scale=1 - 1e-3))
+    close(heun(flow, slimflow["noise"], uniform_times(steps)), slimflow[f"heun/{steps}"])
+
+
+def test_rk45_makes_the_images_of_the_released_slimflow_sampler(slimflow, slimflow_toy):
+    flow = Denoiser(slimflow_toy("teacher"), ReleasedFlow(scale=1 - 1e-3))
+    with counting(flow) as counter:
+        close(rk45(flow, slimflow["noise"]), slimflow["rk45/1e-5"])
+    assert counter.calls == pytest.approx(slimflow["rk45/nfe"], abs=6)
+
+
+def order(step, denoiser, noise, grid):
+    """Slope of log error over log steps, against the same method on a grid 16 times finer than the finest."""
+    exact = step(denoiser, noise, grid(1024))
+    errors = [(step(denoiser, noise, grid(steps)) - exact).norm().item() for steps in (32, 64)]
+    return math.log2(errors[0] / errors[1])
+
+
+def log_times(steps):
+    """Levels evenly spaced in log sigma: the whole of them smooth, so that a method shows its order."""
+    return torch.logspace(math.log10(3), math.log10(0.5), steps + 1, dtype=torch.float64)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(euler, 1), (heun, 2), (dpmpp_2m, 2)])
+def test_order_of_convergence_on_ve(step, expected, digits_like, noise):
+    assert order(step, IdealDenoiser(digits_like), noise, log_times) == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.parametrize(("step", "expected"), [(euler, 1), (heun, 2)])
+def test_order_of_convergence_on_flow(step, expected, digits_like, noise):
+    flow = IdealDenoiser(digits_like).on(FLOW)
+    assert order(step, flow, noise, lambda n: 0.4 + 0.6 * uniform_times(n)) == pytest.approx(expected, abs=0.2)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "rk45"])
+@pytest.mark.parametrize("path", [FLOW, VE, VP_PATH], ids=lambda path: path.name)
+def test_every_sampler_ends_at_an_image_of_the_set_on_every_path(name, path, digits_like, noise):
+    denoiser = IdealDenoiser(digits_like).on(path)
+    images = sampler(name)(denoiser, noise, default_times(path, 40))
+    distances = (images[:, None] - digits_like).flatten(2).norm(dim=2).amin(1)
+    assert (distances < 0.05 * 8).float().mean() > 0.9  # a few may end between two images
+
+
+def test_rk45_follows_the_same_flow_as_a_fine_heun(digits_like, noise):
+    flow = IdealDenoiser(digits_like).on(FLOW)
+    torch.testing.assert_close(
+        rk45(flow, noise, tol=1e-8), heun(flow, noise, uniform_times(2000)), rtol=1e-3, atol=1e-3
+    )
+
+
+@pytest.mark.parametrize("path", [FLOW, VE], ids=lambda path: path.name)
+def test_euler_is_ddim_and_a_plain_euler_step(path, digits_like, noise):
+    denoiser = IdealDenoiser(digits_like).on(path)
+    times = default_times(path, 5)
+    images = euler(denoiser, noise, times)
+    assert torch.equal(images, ddim(denoiser, noise, times))
+    x = path.t_max * noise
+    for t, t_next in zip(times[:-1], times[1:], strict=True):
+        x = x + (t_next - t) * denoiser(x, t, want="velocity")
+    torch.testing.assert_close(images, x)
+
+
+@pytest.mark.parametrize(
+    ("name", "evaluations"), [("euler", lambda n: n), ("heun", lambda n: 2 * n - 1), ("dpmpp_2m", lambda n: n)]
+)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_number_of_evaluations(name, evaluations, steps, digits_like, noise):
+    denoiser = IdealDenoiser(digits_like)
+    with counting(denoiser) as counter:
+        sampler(name)(denoiser, noise, karras_times(steps))
+    assert counter.rows / len(noise) == evaluations(steps)
+
+
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
+def test_one_step_is_the_denoised_noise(name, digits_like, noise):
+    flow = IdealDenoiser(digits_like + 0.5).on(FLOW)
+    image = sampler(name)(flow, noise, uniform_times(1))
+    torch.testing.assert_close(image, flow(noise, 1.0))
+    torch.testing.assert_close(image, (digits_like + 0.5).mean(0).expand_as(image), rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", SAMPLERS)
+def test_images_come_back_in_the_dtype_of_the_noise(name, digits_like, noise):
+    assert sampler(name)(IdealDenoiser(digits_like), noise.float(), karras_times(3)).dtype == torch.float32
+
+
+def test_ddim_clips_what_it_predicts(noise):
+    bright = IdealDenoiser(torch.full((1, 1, 8, 8), 3.0))
+    assert (ddim(bright, noise, karras_times(4), clip=True) == 1).all()
+    torch.testing.assert_close(ddim(bright, noise, karras_times(4)), torch.full_like(noise, 3.0))
+
+
+def test_one_step_of_an_edm_network_starts_at_80(noise):
+    # F = 0 leaves D = c_skip x.
+    image = euler(edm_denoiser(Zero()), noise, karras_times(1))
+    torch.testing.assert_close(image, 80 * noise * 0.25 / (80**2 + 0.25))
+
+
+def test_karras_times():
+    assert karras_times(1).tolist() == pytest.approx([80, 0])
+    times = karras_times(18)
+    assert times.dtype == torch.float64
+    assert len(times) == 19
+    assert (times.diff() < 0).all()
+    assert times[[0, -2, -1]].tolist() == pytest.approx([80, 0.002, 0])
+    assert karras_times(5, sigma_min=0.01, sigma_max=2, rho=1).tolist() == pytest.approx(
+        [2, 1.5025, 1.005, 0.5075, 0.01, 0]
+    )
+
+
+def test_times_of_the_other_paths():
+    assert uniform_times(4).tolist() == [1, 0.75, 0.5, 0.25, 0]
+    assert ddim_times(4, 10).tolist() == [10, 8, 5, 2, 0]
+    assert torch.equal(default_times(VE, 7), karras_times(7))
+    assert torch.equal(default_times(FLOW, 7), uniform_times(7))
+    assert torch.equal(default_times(VP_PATH, 7), ddim_times(7, 100))
+    assert len(ddim_times(100, 100).unique()) == 101
+
+
+@pytest.mark.parametrize("times", [karras_times, uniform_times, lambda steps: ddim_times(steps, 10)])
+def test_no_steps_are_refused(times, refuses):
+    with refuses("at least 1 step, not 0"):
+        times(0)
+
+
+def test_more_steps_than_levels_are_refused(refuses):
+    with refuses("11 steps", "at most 10"):
+        ddim_times(11, 10)
+
+
+@pytest.mark.parametrize("times", [[1.0], [0.0, 1.0], [1.0, 1.0, 0.0]])
+@pytest.mark.parametrize("step", [euler, heun, dpmpp_2m])
+def test_levels_must_fall(step, times, digits_like, noise, refuses):
+    with refuses("strictly falling"):
+        step(IdealDenoiser(digits_like), noise, torch.tensor(times))
+
+
+def test_an_unknown_sampler_is_named(refuses):
+    with refuses("'huen'", "did you mean 'heun'?"):
+        sampler("huen")

@@ -1,0 +1,33 @@
+"""The ways to set the project up say the same."""
+
+import tomllib
+from pathlib import Path
+
+import yaml
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_conda_environment_has_the_same_dependencies():
+    *_, pip = yaml.safe_load((ROOT / "environment.yml").read_text())["dependencies"]
+    editable, *listed = pip["pip"]
+    assert editable == "--editable .[dev]"
+    assert listed == PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]
+
+
+def test_constraints_pin_a_version_that_each_dependency_accepts():
+    pins = dict(
+        line.split("==") for line in (ROOT / "constraints.txt").read_text().splitlines() if line and line[0] != "#"
+    )
+    for text in PROJECT["dependencies"] + PROJECT["optional-dependencies"]["dev"]:
+        wanted = Requirement(text)
+        assert wanted.specifier.contains(pins[wanted.name.lower()]), text
+
+
+def test_version_is_stated_once_in_truth():
+    import onestep_bench
+
+    assert onestep_bench.__version__ == PROJECT["version"]
+    assert f"version: {PROJECT['version']}" in (ROOT / "CITATION.cff").read_text()
