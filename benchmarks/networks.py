@@ -4,7 +4,8 @@
 
 Both train (forward, backward, Adam; dropout as the size has it) and sample (forward under inference_mode) on the same
 inputs, taking turns, and the median of the repeats counts. On CUDA both run in bf16 autocast and channels_last; on the
-CPU in float32, in both memory formats, each model keeping the one that is faster for it.
+CPU in float32, in both memory formats, each model keeping the one that is faster for it (compiled: only contiguous,
+for compiling takes minutes there).
 
 Two differences remain, and show in the parameter counts: UNet2DModel attends in every decoder block of an attention
 level where DDPM++ attends in the last one, and DDPM++ has a 1x1 convolution on the skip of a block that resamples.
@@ -142,7 +143,8 @@ def compare(
     x = torch.randn(batch, channels, resolution, resolution, device=device)
     config = sized(size, resolution, channels).config
     makers = {"ours": lambda: sized(size, resolution, channels), "diffusers": lambda: Diffusers(config)}
-    formats = FORMATS if device == "cpu" else {"channels_last": torch.channels_last}
+    names = ["channels_last"] if device == "cuda" else ["contiguous"] if compiled else list(FORMATS)
+    formats = {name: FORMATS[name] for name in names}
     contenders = {
         model: {name: Contender(make(), x, memory_format, compiled) for name, memory_format in formats.items()}
         for model, make in makers.items()

@@ -10,13 +10,15 @@ from onestep_bench import networks
 from onestep_bench.denoiser import Denoiser, native_from
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import replacing, write_json
+from onestep_bench.paths import path_from
 
 WEIGHTS, CONFIG = "model.safetensors", "config.json"
 
 
 def build(spec: dict) -> Denoiser:
     """The denoiser described by `spec` (as `Denoiser.spec` wrote it), with freshly initialised weights."""
-    return Denoiser(networks.build(spec["network"]), native_from(spec["native"]))
+    path = path_from(spec["path"]) if "path" in spec else None
+    return Denoiser(networks.build(spec["network"]), native_from(spec["native"]), path)
 
 
 def save(denoiser: Denoiser, folder: Path) -> None:
@@ -35,7 +37,7 @@ def load(folder: Path, device: str = "cpu") -> Denoiser:
     try:
         denoiser = build(json.loads((folder / CONFIG).read_text()))
         denoiser.net.load_state_dict(load_file(folder / WEIGHTS), strict=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, SafetensorError) as error:
         raise OnestepError(f"{folder} holds no whole model: {error}; make it again") from error
     except RuntimeError as error:  # load_state_dict lists what does not fit over many lines
         reason = " ".join(str(error).split())[:200]

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.paths import FLOW, VE, VP, Path, spread
+from onestep_bench.paths import FLOW, VE, VP, Path, path_from, spread
 
 WANTS = ("x0", "eps", "velocity")
 
@@ -101,7 +101,7 @@ class DDPM:
         return self.predicts, net(x, t - 1, labels)
 
     def spec(self):
-        return {"name": "ddpm", "alphas_cumprod": self.path.alphas_cumprod.tolist(), "predicts": self.predicts}
+        return {"name": "ddpm", "path": self.path.spec(), "predicts": self.predicts}
 
 
 class Denoiser(nn.Module):
@@ -123,7 +123,8 @@ class Denoiser(nn.Module):
 
     def spec(self) -> dict:
         """JSON-able description from which `checkpoints.build` makes the same denoiser with fresh weights."""
-        return {"network": self.net.config, "native": self.native.spec()}
+        spec = {"network": self.net.config, "native": self.native.spec()}
+        return spec if self.path == self.native.path else spec | {"path": self.path.spec()}
 
     def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, *, want: str = "x0") -> Tensor:
         """Predict x0, eps or velocity on `path`.
@@ -155,10 +156,12 @@ class Denoiser(nn.Module):
         return what, prediction.to(x.dtype)
 
     def _one_hot(self, labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-        if labels is None or labels.is_floating_point():
-            return labels
+        if labels is None:
+            return None
         if not self.num_classes:
             raise OnestepError("labels were given to a network without classes; train it with labels or leave them out")
+        if labels.is_floating_point():
+            return labels
         return F.one_hot(labels.long(), self.num_classes).to(dtype)
 
     def _native_x0(self, what: str, prediction: Tensor, x: Tensor, t: Tensor) -> Tensor:
@@ -205,7 +208,7 @@ def native_from(spec: dict) -> Native:
     if name == "flow":
         return Flow()
     if name == "ddpm":
-        return DDPM(VP(spec["alphas_cumprod"]), spec["predicts"])
+        return DDPM(path_from(spec["path"]), spec["predicts"])
     raise OnestepError(f"unknown preconditioning {name!r}{near_miss(str(name), ('edm', 'flow', 'ddpm'))}")
 
 

@@ -25,6 +25,13 @@ class Path:
     name: str
     t_max: float
 
+    def __eq__(self, other):
+        # A copied denoiser (an EMA, one that went through pickle) is still on its path.
+        return type(self) is type(other)
+
+    def __hash__(self):
+        return hash(type(self))
+
     def alpha(self, t: Tensor) -> Tensor:
         """Scale of the data at level t."""
         raise TypeError(f"{type(self).__name__} defines no alpha")
@@ -45,9 +52,17 @@ class Path:
         """The level whose noise-to-signal ratio is `ratio`."""
         raise TypeError(f"{type(self).__name__} defines no t_at")
 
+    def spec(self) -> dict:
+        """JSON-able description from which `path_from` finds or makes the same path."""
+        return {"name": self.name}
+
     def ratio(self, t: Tensor) -> Tensor:
         """Noise-to-signal ratio sigma/alpha at level t; infinite where alpha is 0."""
         return self.sigma(t) / self.alpha(t)
+
+    def prior_std(self, t: Tensor) -> Tensor:
+        """Standard deviation of the normal noise a sampler starts from at level t."""
+        return self.sigma(t)
 
     def mix(self, x0: Tensor, eps: Tensor, t: Tensor) -> Tensor:
         """x_t = alpha(t) x0 + sigma(t) eps; x0, eps (n, c, h, w), t scalar or (n,)."""
@@ -146,6 +161,9 @@ class VP(Path):
     def __hash__(self):
         return hash(tuple(self.alphas_cumprod.tolist()))
 
+    def spec(self):
+        return {"name": self.name, "alphas_cumprod": self.alphas_cumprod.tolist()}
+
     def _segment(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Float64 ratios at both ends of the segment that holds t >= 1, and the place between them."""
         knots = self._knots.to(t.device)
@@ -171,6 +189,10 @@ class VP(Path):
         ratio = self._ratio64(t)
         return (ratio * (1 + ratio**2).rsqrt()).to(t.dtype)
 
+    def prior_std(self, t):
+        # DDPM and its heirs start from N(0, I) at any level, whatever signal the level still holds.
+        return torch.ones_like(t)
+
     def dalpha(self, t):
         ratio = self._ratio64(t)
         return (-ratio * (1 + ratio**2) ** -1.5 * self._slope64(t)).to(t.dtype)
@@ -190,6 +212,16 @@ class VP(Path):
 
 FLOW: Path = _Flow()
 VE: Path = _VE()
+
+
+def path_from(spec: dict) -> Path:
+    """The path described by `spec`, as `Path.spec` wrote it. Raises OnestepError for an unknown name."""
+    if spec["name"] == VP.name:
+        return VP(spec["alphas_cumprod"])
+    paths = {path.name: path for path in (FLOW, VE)}
+    if spec["name"] not in paths:
+        raise OnestepError(f"unknown path {spec['name']!r}{near_miss(spec['name'], [*paths, VP.name])}")
+    return paths[spec["name"]]
 
 
 def spread(t: Tensor | float, like: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ def _start(denoiser, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     times = torch.as_tensor(times, dtype=torch.float64, device=noise.device)
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
         raise OnestepError("a sampler needs at least two levels, strictly falling from noise to data")
-    return denoiser.path.sigma(times[0]) * noise.double(), times
+    return denoiser.path.prior_std(times[0]) * noise.double(), times
 
 
 @torch.no_grad()

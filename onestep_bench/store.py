@@ -38,7 +38,10 @@ class Artifact:
     @cached_property
     def meta(self) -> dict:
         """recipe, parents (keys), cost {kimg, seconds, device}, files {name: sha256}."""
-        return json.loads((self.folder / META).read_text())
+        try:
+            return json.loads((self.folder / META).read_text())
+        except (OSError, ValueError) as error:
+            raise OnestepError(f"{self.folder} is no whole artifact; run again what made it") from error
 
     @property
     def key(self) -> str:
@@ -65,7 +68,8 @@ class Artifact:
     def cost(self) -> dict:
         """{kimg, seconds} summed over the whole lineage."""
         costs = [artifact.meta["cost"] for artifact in self.lineage()]
-        return {name: sum(cost[name] for cost in costs) for name in ("kimg", "seconds")}
+        # Rounded, so that the sum does not show in which order it was taken.
+        return {name: round(sum(cost[name] for cost in costs), 6) for name in ("kimg", "seconds")}
 
 
 def key_of(kind: str, recipe: dict, parents: Iterable[str]) -> str:
@@ -89,7 +93,9 @@ def memo(kind: str, recipe: dict, parents: Iterable[Artifact], make: Callable[[P
         partial = folder.with_name(folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
         cost = make(partial)
-        files = {path.name: file_digest(path) for path in sorted(partial.iterdir())}
+        for torn in partial.glob(".*"):  # temporary files that a kill kept from their names
+            torn.unlink()
+        files = {path.name: file_digest(path) for path in sorted(partial.iterdir()) if path.name != META}
         meta = {"recipe": recipe, "parents": [parent.key for parent in parents], "cost": cost, "files": files}
         write_json(partial / META, meta)
         os.replace(partial, folder)

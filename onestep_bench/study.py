@@ -148,8 +148,10 @@ def train(
     parents = {item.artifact.key: item.artifact for item in given if item}.values()
 
     def make(folder: Path) -> dict:
-        student = _student(chosen, config, data, size, class_counts, seed, init)
+        student = _student(chosen, config, data, size, class_counts, seed, init, teacher)
         nets = methods.Nets(student, teacher.denoiser if teacher else None)
+        torch.manual_seed(seed_for(seed, "auxiliary"))
+        nets.auxiliary = {name: net.to(device()) for name, net in chosen.auxiliary(nets, config).items()}
         rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder)
         write_json(folder / "log.json", [asdict(row) for row in rows])
         (folder / "checkpoint.pt").unlink(missing_ok=True)
@@ -180,6 +182,9 @@ def _configs(method, options: dict) -> tuple[object, TrainConfig]:
     for name in options:
         if name not in own | common:
             raise OnestepError(f"{method.name} has no option {name!r}{near_miss(name, own | common)}")
+    # 200 and 200.0 are one budget, and must be one key.
+    floats = {field.name for field in (*fields(method.config), *fields(TrainConfig)) if field.type in (float, "float")}
+    options = {name: float(value) if name in floats else value for name, value in options.items()}
     config = method.config(**{name: value for name, value in options.items() if name in own})
     training = method.training | {name: value for name, value in options.items() if name in common}
     return config, TrainConfig(**training)
@@ -193,14 +198,15 @@ def _class_counts(data: Dataset | Pairs, conditional: bool) -> list[int]:
     return data.class_counts
 
 
-def _student(method, config, data, size, class_counts, seed, init) -> Denoiser:
+def _student(method, config, data, size, class_counts, seed, init, teacher) -> Denoiser:
     if init:
-        student = checkpoints.load(init.artifact.folder, str(device()))
-        return student.train().requires_grad_(True)
-    shape = data.images.shape[1:]
-    torch.manual_seed(seed_for(seed, "init"))
-    net = networks.sized(size, shape[-1], shape[0], label_dim=len(class_counts))
-    return Denoiser(net, method.native(config)).to(device()).train()
+        start = checkpoints.load(init.artifact.folder, str(device()))
+        net, native = start.net.requires_grad_(True), start.native
+    else:
+        shape = data.images.shape[1:]
+        torch.manual_seed(seed_for(seed, "init"))
+        net, native = networks.sized(size, shape[-1], shape[0], label_dim=len(class_counts)).to(device()), None
+    return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 
 
 def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[LogRow]:
@@ -212,7 +218,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[Lo
         objective = method.objective(nets, config)
         steps = fit(
             objective,
-            {"student": nets.student},
+            {"student": nets.student, **nets.auxiliary},
             source,
             training,
             seed=seed_for(seed, "train"),

@@ -8,7 +8,7 @@ import math
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -150,7 +150,8 @@ class _LossWatch:
     def check(self, method: str, checkpoint: Path | None) -> None:
         for name, bad in self.bad.items():
             if (step := int(bad)) >= 0:
-                kept = f"; the last good checkpoint is kept at {checkpoint}" if checkpoint else ""
+                resumable = checkpoint and checkpoint.exists()
+                kept = f"; the last good checkpoint is kept at {checkpoint}" if resumable else ""
                 raise OnestepError(
                     f"{method}: the {name} loss was not finite or exploded at step {step}; lower lr or set clip{kept}"
                 )
@@ -178,21 +179,49 @@ def _update_ema(ema: nn.Module, net: nn.Module, step: int, config: TrainConfig) 
             kept.copy_(seen)
 
 
-def _save(path: Path, state: dict) -> None:
-    with replacing(path) as temporary:
-        torch.save(state, temporary)
+class _Run:
+    """All that a checkpoint holds: networks, their optimisers, the EMA, the watch over losses, the log so far."""
 
+    def __init__(self, nets: dict[str, nn.Module], ema: nn.Module | None, config: TrainConfig, device: torch.device):
+        self.nets, self.ema, self.config = nets, ema, config
+        self.optimizers = {
+            name: torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas, fused=True)
+            for name, net in nets.items()
+        }
+        self.watch = _LossWatch(list(nets), device)
+        self.rows: list[LogRow] = []
+        self.done, self.seconds = 0, 0.0
 
-def _load(path: Path, config: TrainConfig) -> dict:
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many types for a damaged file
-        raise OnestepError(
-            f"checkpoint {path} is damaged ({type(error).__name__}); delete it to train afresh"
-        ) from error
-    if state["config"] != asdict(config):
-        raise OnestepError(f"checkpoint {path} is of another configuration; delete it to train afresh")
-    return state
+    def save(self, path: Path) -> None:
+        state = {
+            "config": asdict(self.config),
+            "done": self.done,
+            "seconds": self.seconds,
+            "nets": {name: net.state_dict() for name, net in self.nets.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "watch": self.watch.state(),
+            "rows": [asdict(row) for row in self.rows],
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for a damaged file
+            reason = type(error).__name__
+            raise OnestepError(f"checkpoint {path} is damaged ({reason}); delete it to train afresh") from error
+        if state["config"] != asdict(self.config):
+            raise OnestepError(f"checkpoint {path} is of another configuration; delete it to train afresh")
+        for name, net in self.nets.items():
+            net.load_state_dict(state["nets"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.watch.load(state["watch"])
+        self.rows = [LogRow(**row) for row in state["rows"]]
+        self.done, self.seconds = state["done"], state["seconds"]
 
 
 def fit(
@@ -216,104 +245,76 @@ def fit(
     Raises OnestepError at the first loss that is not finite or explodes, keeping the last good checkpoint.
     """
     device = next(nets["student"].parameters()).device
-    cuda = device.type == "cuda"
-    optimizers = {
-        key: torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas, fused=True)
-        for key, net in nets.items()
-    }
-    watch = _LossWatch(list(nets), device)
-    rows: list[LogRow] = []
-    start, seconds_before = 0, 0.0
+    run = _Run(nets, ema, config, device)
     if checkpoint and checkpoint.exists():
-        state = _load(checkpoint, config)
-        for key, net in nets.items():
-            net.load_state_dict(state["nets"][key])
-            optimizers[key].load_state_dict(state["optimizers"][key])
-        if ema is not None:
-            ema.load_state_dict(state["ema"])
-        watch.load(state["watch"])
-        rows = [LogRow(**row) for row in state["rows"]]
-        start, seconds_before = state["step"], state["seconds"]
-    yield from list(rows)
+        run.load(checkpoint)
+    yield from list(run.rows)
 
-    if cuda:
-        for net in nets.values():
-            net.to(memory_format=torch.channels_last)
-            if config.steps >= COMPILE_STEPS:
-                net.compile()
-    began = saved = time.monotonic()
+    if device.type == "cuda":
+        _speed_up(nets, config)
+    clock, saved = time.monotonic() - run.seconds, time.monotonic()
     log_every = max(1, config.steps // LOG_ROWS)
-    for step in range(start, config.steps):
-        rate = config.rate(step)
-        for optimizer in optimizers.values():
-            for group in optimizer.param_groups:
-                group["lr"] = rate
-        _step(objective, nets, optimizers, source, config, watch, seed, step, device)
+    for step in range(run.done, config.steps):
+        _step(objective, run, source, seed, step, device)
         if ema is not None:
             _update_ema(ema, nets["student"], step, config)
-        done = step + 1
         now = time.monotonic()
-        seconds = seconds_before + now - began
-        if done % log_every == 0 or done == config.steps:
-            watch.check(name, checkpoint)
-            row = LogRow(done, done * config.batch_size / 1000, seconds, rate, watch.means())
-            rows.append(row)
-        if checkpoint and (done == config.steps or now - saved >= checkpoint_seconds):
-            watch.check(name, checkpoint)
-            _save(
-                checkpoint,
-                {
-                    "config": asdict(config),
-                    "step": done,
-                    "seconds": seconds,
-                    "nets": {key: net.state_dict() for key, net in nets.items()},
-                    "optimizers": {key: optimizer.state_dict() for key, optimizer in optimizers.items()},
-                    "ema": None if ema is None else ema.state_dict(),
-                    "watch": watch.state(),
-                    "rows": [asdict(row) for row in rows],
-                },
-            )
+        run.done, run.seconds = step + 1, now - clock
+        last = run.done == config.steps
+        log = last or run.done % log_every == 0
+        save = checkpoint and (last or now - saved >= checkpoint_seconds)
+        if log or save:
+            run.watch.check(name, checkpoint)
+        if log:
+            kimg = run.done * config.batch_size / 1000
+            run.rows.append(LogRow(run.done, kimg, run.seconds, config.rate(step), run.watch.means()))
+        if save:
+            run.save(checkpoint)
             saved = now
-        if rows and rows[-1].step == done:
-            yield rows[-1]
+        if log:
+            yield run.rows[-1]
 
 
-def _step(objective, nets, optimizers, source, config, watch, seed, step, device) -> None:
+def _speed_up(nets: dict[str, nn.Module], config: TrainConfig) -> None:
+    for net in nets.values():
+        net.to(memory_format=torch.channels_last)
+        if config.steps >= COMPILE_STEPS:
+            net.compile()
+
+
+def _step(objective: Objective, run: _Run, source: Source, seed: int, step: int, device: torch.device) -> None:
     """One optimiser step of every network the objective yields a loss for, over all micro-batches."""
-    rows = config.batch_size // config.accumulate
+    config = run.config
     torch.manual_seed(seed_for(seed, "dropout", step))  # dropout draws from the global generators
-    losses = []
-    for micro in range(config.accumulate):
-        draw = Draw(
-            seed,
-            step,
-            batch_size=config.batch_size,
-            rows=slice(micro * rows, (micro + 1) * rows),
-            progress=step / config.steps,
-            device=device,
-        )
-        losses.append(objective(source.batch(draw, config.hflip), draw))
+    draws = _micro_draws(config, seed, step, device)
+    # The objectives of all micro-batches advance together: each network is stepped once, after all of them.
+    losses = [objective(source.batch(draw, config.hflip), draw) for draw in draws]
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     while True:
-        key, total = None, 0.0
-        # The generators advance together: each network is stepped once, after all its micro-batches.
-        for generator_ in losses:
+        names, total = None, 0.0
+        for objective_of_rows in losses:
             with autocast:
-                item = next(generator_, None)
+                item = next(objective_of_rows, None)
             if item is None:
                 return
-            loss, name = item
-            if key is None:
-                key = name
-                optimizers[key].zero_grad(set_to_none=True)
+            loss, which = item
+            if names is None:
+                names = (which,) if isinstance(which, str) else which
+                for name in names:
+                    run.optimizers[name].zero_grad(set_to_none=True)
             (loss / config.accumulate).backward()
             total = total + loss.detach() / config.accumulate
-        watch.add(key, total, step)
-        if config.clip:
-            nn.utils.clip_grad_norm_(nets[key].parameters(), config.clip)
-        optimizers[key].step()
+        run.watch.add(names[0], total, step)
+        for name in names:
+            if config.clip:
+                nn.utils.clip_grad_norm_(run.nets[name].parameters(), config.clip)
+            optimizer = run.optimizers[name]
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step)
+            optimizer.step()
 
 
-def training_config(options: dict, defaults: dict) -> TrainConfig:
-    """A TrainConfig from a method's defaults and the caller's options, which win."""
-    return replace(TrainConfig(kimg=options["kimg"]), **{**defaults, **options})
+def _micro_draws(config: TrainConfig, seed: int, step: int, device: torch.device) -> list[Draw]:
+    rows = config.batch_size // config.accumulate
+    common = {"batch_size": config.batch_size, "progress": step / config.steps, "device": device}
+    return [Draw(seed, step, rows=slice(first, first + rows), **common) for first in range(0, config.batch_size, rows)]

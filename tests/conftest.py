@@ -34,7 +34,7 @@ def refuses():
     @contextmanager
     def refuses(*what):
         with pytest.raises(OnestepError) as caught:
-            yield
+            yield caught
         message = str(caught.value)
         assert "\n" not in message
         for text in what:

@@ -1,6 +1,7 @@
 """Methods by name. A method is one file of this folder that ends in `register(Method(...))`; nothing else knows it.
 
-An objective is a function `(batch, draw) -> iterator of (loss, name of the network to step)`; `training.fit` runs it.
+An objective is a function `(batch, draw) -> iterator of (loss, network to step)`; `training.fit` runs it. The network
+is named as in `Nets`: 'student', or a key of `Nets.auxiliary`, or a tuple of names that one loss steps together.
 The mathematics stands in pure functions of explicit tensors, the objective only draws and calls.
 """
 
@@ -9,7 +10,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from onestep_bench.denoiser import Denoiser, Native
 from onestep_bench.errors import OnestepError, near_miss
@@ -28,15 +29,19 @@ class Batch:
     noise: Tensor | None = None
 
 
-Objective = Callable[[Batch, Draw], Iterator[tuple[Tensor, str]]]
+Objective = Callable[[Batch, Draw], Iterator[tuple[Tensor, str | tuple[str, ...]]]]
 
 
 @dataclass
 class Nets:
-    """The networks of a run: the student, trained, and the teacher, frozen and in eval mode (None if not needed)."""
+    """The networks of a run: the student, trained, and the teacher, frozen and in eval mode (None if not needed).
+
+    auxiliary: further networks that are trained and then thrown away, by name.
+    """
 
     student: Denoiser
     teacher: Denoiser | None = None
+    auxiliary: dict[str, nn.Module] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -45,8 +50,10 @@ class Method:
 
     version: part of every artifact's key; raise it when the method would train different weights.
     config: dataclass of its parameters. objective: `(nets, config) -> Objective`.
-    native: `(config) -> Native`, how a student trained from random weights is preconditioned.
+    student: `(config, net, native, teacher) -> Denoiser`, how the student's network is called and on which path it
+    samples; native is that of the model the weights come from, None for random weights.
     data: 'images' or 'pairs'. needs_teacher: whether the objective asks nets.teacher.
+    auxiliary: `(nets, config) -> networks` for nets.auxiliary, made from the run's seed.
     training: defaults of TrainConfig that the paper sets otherwise.
     """
 
@@ -54,9 +61,10 @@ class Method:
     version: int
     config: type
     objective: Callable[[Nets, object], Objective]
-    native: Callable[[object], Native]
+    student: Callable[[object, nn.Module, Native | None, Denoiser | None], Denoiser]
     data: str = "images"
     needs_teacher: bool = False
+    auxiliary: Callable[[Nets, object], dict[str, nn.Module]] = lambda nets, config: {}
     training: dict = field(default_factory=dict)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from onestep_bench import losses
-from onestep_bench.denoiser import NOISE_END, Flow
+from onestep_bench.denoiser import NOISE_END, Denoiser, Flow
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.losses import Distance
 from onestep_bench.methods import Method, Nets, register
@@ -153,6 +153,7 @@ class DistillationConfig:
 
 def flow_guided_distillation(nets: Nets, cfg: DistillationConfig):
     """Objective of the one-step student; the teacher is the EMA of the 2-flow the student starts from."""
+    teacher = nets.teacher.on(FLOW)
 
     def objective(batch, draw):
         loss = distillation_loss(nets.student, batch.images, batch.noise, cfg.distance, batch.labels)
@@ -160,25 +161,28 @@ def flow_guided_distillation(nets: Nets, cfg: DistillationConfig):
             noise = draw.normal("noise", batch.images.shape[1:])
             tau = draw.uniform("tau", cfg.tau_low, cfg.tau_high)
             loss = loss + cfg.guidance * guidance_loss(
-                nets.student, nets.teacher, noise, tau, cfg.distance, cfg.first_step, batch.labels
+                nets.student, teacher, noise, tau, cfg.distance, cfg.first_step, batch.labels
             )
         yield loss, "student"
 
     return objective
 
 
+def _as_flow(cfg, net, native, teacher) -> Denoiser:
+    # Weights of another kind of network (an EDM's, say) are seen on the flow path.
+    return Denoiser(net, native or Flow()).on(FLOW)
+
+
 _TRAINING = {"lr": 2e-4, "betas": (0.9, 0.999), "clip": 1.0}
 
-register(
-    Method("annealing-reflow", 1, ReflowConfig, annealing_reflow, lambda cfg: Flow(), data="pairs", training=_TRAINING)
-)
+register(Method("annealing-reflow", 1, ReflowConfig, annealing_reflow, _as_flow, data="pairs", training=_TRAINING))
 register(
     Method(
         "flow-guided-distillation",
         1,
         DistillationConfig,
         flow_guided_distillation,
-        lambda cfg: Flow(),
+        _as_flow,
         data="pairs",
         needs_teacher=True,
         training=_TRAINING,

@@ -4,10 +4,10 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from onestep_bench.denoiser import DDPM, EDM, NOISE_END, Flow
+from onestep_bench.denoiser import DDPM, EDM, NOISE_END, Denoiser, Flow
 from onestep_bench.losses import velocity_loss
 from onestep_bench.methods import Method, Nets, register
-from onestep_bench.paths import VP, alphas_cumprod
+from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod
 
 
 @dataclass(frozen=True)
@@ -89,10 +89,19 @@ def ddpm(nets: Nets, cfg: DDPMConfig):
     return objective
 
 
-def _ddpm_native(cfg: DDPMConfig) -> DDPM:
-    return DDPM(VP(alphas_cumprod(cfg.schedule, cfg.levels)), cfg.predicts)
+def _as_edm(cfg: EDMConfig, net, native, teacher) -> Denoiser:
+    return Denoiser(net, native or EDM(cfg.sigma_data)).on(VE)
 
 
-register(Method("edm", 1, EDMConfig, edm, lambda cfg: EDM(cfg.sigma_data), training={"lr": 1e-3}))
-register(Method("rectified-flow", 1, RectifiedFlowConfig, rectified_flow, lambda cfg: Flow()))
-register(Method("ddpm", 1, DDPMConfig, ddpm, _ddpm_native))
+def _as_flow(cfg: RectifiedFlowConfig, net, native, teacher) -> Denoiser:
+    return Denoiser(net, native or Flow()).on(FLOW)
+
+
+def _as_ddpm(cfg: DDPMConfig, net, native, teacher) -> Denoiser:
+    path = VP(alphas_cumprod(cfg.schedule, cfg.levels))
+    return Denoiser(net, native or DDPM(path, cfg.predicts)).on(path)
+
+
+register(Method("edm", 1, EDMConfig, edm, _as_edm, training={"lr": 1e-3}))
+register(Method("rectified-flow", 1, RectifiedFlowConfig, rectified_flow, _as_flow))
+register(Method("ddpm", 1, DDPMConfig, ddpm, _as_ddpm))

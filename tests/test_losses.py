@@ -1,0 +1,74 @@
+"""Distances by name, and the velocity loss."""
+
+import sys
+
+import pytest
+import torch
+
+from onestep_bench import compat, losses
+from onestep_bench.denoiser import flow_denoiser
+from onestep_bench.losses import distance, velocity_loss
+
+
+class Recorder(torch.nn.Module):
+    """Stands for the LPIPS network: keeps what it was shown."""
+
+    def forward(self, a, b):
+        self.shown = (a, b)
+        return (a - b).abs().mean((1, 2, 3))
+
+
+@pytest.fixture
+def pair():
+    return torch.randn(2, 4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).unbind()
+
+
+def test_distances_are_means(pair):
+    a, b = pair
+    assert distance("l2")(a, b).item() == pytest.approx(((a - b) ** 2).mean().item())
+    assert distance("l1")(a, b).item() == pytest.approx((a - b).abs().mean().item())
+    assert distance("l1+l2")(a, b).item() == pytest.approx((distance("l1")(a, b) + distance("l2")(a, b)).item())
+
+
+def test_a_function_is_its_own_distance():
+    assert distance(max) is max
+
+
+def test_unknown_distances_are_named(refuses):
+    with refuses("'lpisp'", "did you mean 'lpips'?"):
+        distance("l2+lpisp")
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_lpips_sees_colour_images_of_64_pixels(channels, pair, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(losses, "_lpips_network", lambda device: recorder)
+    a, b = (image[:, :channels] for image in pair)
+    assert distance("lpips")(a, b).ndim == 0
+    for seen, image in zip(recorder.shown, (a, b), strict=True):
+        assert seen.shape == (4, 3, 64, 64)
+        # Corners are aligned, so they stay what they were.
+        torch.testing.assert_close(seen[..., ::63, ::63], image[..., ::7, ::7].expand(-1, 3, -1, -1))
+
+
+def test_lpips_without_its_package_says_what_to_install(pair, monkeypatch, refuses):
+    monkeypatch.setattr(compat, "import_torchvision", lambda: None)
+    monkeypatch.setitem(sys.modules, "lpips", None)
+    with refuses("'lpips'", "pip install"):
+        distance("lpips")(*pair)
+
+
+def test_velocity_loss_is_zero_for_the_true_velocity_only(pair):
+    data, noise = pair
+    t = torch.tensor([0.1, 0.4, 0.6, 0.9])
+
+    class Known(torch.nn.Module):
+        def forward(self, x, level, labels=None):
+            torch.testing.assert_close(x, (1 - t).reshape(-1, 1, 1, 1) * data + t.reshape(-1, 1, 1, 1) * noise)
+            return noise - data + self.error
+
+    flow = flow_denoiser(Known())
+    flow.net.error = 0.0
+    assert velocity_loss(flow, data, noise, t).item() == 0
+    flow.net.error = 0.5
+    assert velocity_loss(flow, data, noise, t).item() == pytest.approx(0.25)

@@ -1,0 +1,310 @@
+"""What a notebook calls, on networks too small to learn anything: it is done once, exactly, or refused in one line."""
+
+import base64
+import io
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from onestep_bench import data, samplers, scores, study
+from onestep_bench.denoiser import counting
+from onestep_bench.seeds import sample_labels, sample_noise
+
+pytestmark = pytest.mark.usefixtures("store_folder")
+
+TINY = {"size": "0.05M", "kimg": 0.064, "batch_size": 8}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def digits():
+    """The first 64 digits."""
+    whole = data.load("digits")
+    return replace(whole, images=whole.images[:64], labels=whole.labels[:64], digest="0123456789abcdef")
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(study, "BATCH", 8)
+
+
+@pytest.fixture
+def teacher(digits):
+    return study.train("edm", digits, **TINY)
+
+
+@pytest.fixture
+def conditional(digits):
+    return study.train("edm", digits, conditional=True, **TINY)
+
+
+def forbid(monkeypatch, *names):
+    """Let the call of a function of `study` be an error."""
+
+    def forbidden(*_, **__):
+        raise AssertionError("this was to be found, not made")
+
+    for name in names:
+        monkeypatch.setattr(study, name, forbidden)
+
+
+def test_an_image_is_the_same_whatever_it_is_asked_with(teacher):
+    among_many = study.sample(teacher, range(300), steps=2)
+    shuffled = torch.randperm(300, generator=torch.Generator().manual_seed(0)).tolist()
+    assert torch.equal(study.sample(teacher, shuffled, steps=2), among_many[shuffled])
+    assert torch.equal(study.sample(teacher, [290, 3], steps=2), among_many[[290, 3]])
+    assert torch.equal(study.sample(teacher, range(257), steps=2), among_many[:257])
+    torch.testing.assert_close(study.sample(teacher, [3], steps=2), among_many[[3]], rtol=1e-4, atol=1e-4)
+
+
+def test_images_are_those_of_the_sampler(teacher, conditional):
+    for model in (teacher, conditional):
+        noise = sample_noise(5, range(10), (1, 8, 8))
+        labels = sample_labels(5, range(10), model.class_counts) if model.class_counts else None
+        expected = samplers.heun(model.denoiser, noise, samplers.karras_times(2), labels)
+        images = study.sample(model, range(10), sampler="heun", steps=2, seed=5)
+        torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_seed_and_a_purpose_make_other_images(teacher):
+    images = study.sample(teacher, range(2))
+    assert not torch.equal(study.sample(teacher, range(2), seed=1), images)
+    assert not torch.equal(study.sample(teacher, range(2), purpose="pairs"), images)
+
+
+def test_images_that_are_not_finite_are_refused(teacher, refuses):
+    teacher.denoiser.net.map_layer0.weight.fill_(math.nan)
+    with refuses(teacher.artifact.key, "not finite", "euler"):
+        study.sample(teacher, range(2))
+
+
+def test_a_model_tells_what_it_is(teacher, conditional):
+    assert teacher.size == "0.05M"
+    assert teacher.shape == (1, 8, 8)
+    assert teacher.class_counts == []
+    assert sum(conditional.class_counts) == 64
+    assert conditional.denoiser.num_classes == 10
+    assert [row.step for row in teacher.history] == [*range(1, 9)]
+    assert teacher.artifact.cost()["kimg"] == 0.064
+    assert sorted(file.name for file in teacher.artifact.folder.iterdir()) == [
+        "artifact.json",
+        "config.json",
+        "log.json",
+        "model.safetensors",
+    ]
+
+
+def test_conditional_images_depend_on_their_class(conditional):
+    # A network this young hardly looks at its label yet.
+    torch.nn.init.normal_(conditional.denoiser.net.map_label.weight)
+    torch.nn.init.normal_(conditional.denoiser.net.dec["8x8_aux_conv"].weight)
+    x = torch.randn(1, 1, 8, 8).expand(2, -1, -1, -1)
+    zero, one = conditional.denoiser(x, 1.0, torch.tensor([0, 1]))
+    assert not torch.allclose(zero, one)
+
+
+def test_training_is_found_again_and_not_repeated(digits, monkeypatch):
+    first = study.train("edm", digits, **TINY)
+    forbid(monkeypatch, "fit")
+    assert study.train("edm", digits, **TINY).artifact.key == first.artifact.key
+    assert study.train("edm", digits, **TINY, lr=1e-3, p_mean=-1.2).artifact.key == first.artifact.key  # the defaults
+    for changed in ({"seed": 1}, {"lr": 1e-4}, {"p_mean": -1.0}, {"conditional": True}, {"kimg": 0.008}):
+        with pytest.raises(AssertionError):
+            study.train("edm", digits, **TINY | changed)
+    with pytest.raises(AssertionError):
+        study.train("edm", replace(digits, digest="fedcba9876543210"), **TINY)
+
+
+def test_equal_numbers_are_one_recipe(digits, monkeypatch):
+    study.train("edm", digits, size="0.05M", kimg=1, batch_size=500, warmup_kimg=0)
+    forbid(monkeypatch, "fit")
+    study.train("edm", digits, size="0.05M", kimg=1.0, batch_size=500, warmup_kimg=0.0)
+
+
+def test_a_student_starts_from_the_average_of_its_init(digits, teacher):
+    student = study.train("edm", digits, init=teacher, kimg=0.008, batch_size=8, lr=1e-30)
+    state = teacher.denoiser.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in student.denoiser.state_dict().items())
+    assert student.artifact.meta["parents"] == [teacher.artifact.key]
+    assert student.artifact.cost()["kimg"] == pytest.approx(0.064 + 0.008)
+
+
+def test_training_leaves_init_and_teacher_as_they_were(teacher, small_batches):
+    before = {name: value.clone() for name, value in teacher.denoiser.state_dict().items()}
+    pairs = study.make_pairs(teacher, 16, steps=2)
+    study.train("flow-guided-distillation", pairs, teacher=teacher, init=teacher, kimg=0.016, batch_size=8)
+    assert all(torch.equal(value, before[name]) for name, value in teacher.denoiser.state_dict().items())
+    assert not teacher.denoiser.training
+
+
+def killed_after(parts):
+    """`study.sample` that dies when it is asked for one part too many."""
+    sample, calls = study.sample, []
+
+    def dying(*arguments, **options):
+        if len(calls) == parts:
+            raise Killed
+        calls.append(arguments)
+        return sample(*arguments, **options)
+
+    return dying, calls
+
+
+def test_pairs_go_on_after_a_kill(teacher, small_batches, monkeypatch):
+    with monkeypatch.context() as patch:
+        dying, _ = killed_after(2)
+        patch.setattr(study, "sample", dying)
+        with pytest.raises(Killed):
+            study.make_pairs(teacher, 300, sampler="euler", steps=1)
+    with monkeypatch.context() as patch:
+        counted, calls = killed_after(99)
+        patch.setattr(study, "sample", counted)
+        pairs = study.make_pairs(teacher, 300, sampler="euler", steps=1)
+    assert [list(indices) for _, indices in calls] == [[*range(256, 300)]]
+    assert torch.equal(pairs.images, study.sample(teacher, range(300), purpose="pairs"))
+    assert sorted(file.name for file in pairs.artifact.folder.iterdir()) == ["artifact.json", "images.safetensors"]
+
+
+def test_pairs_are_noise_and_what_the_teacher_makes_of_it(conditional, small_batches):
+    pairs = study.make_pairs(conditional, 20, steps=2, seed=3)
+    assert pairs.class_counts == conditional.class_counts
+    assert torch.equal(pairs.noise, sample_noise(3, range(20), (1, 8, 8), "pairs"))
+    made = samplers.heun(conditional.denoiser, pairs.noise, samplers.karras_times(2), pairs.labels)
+    torch.testing.assert_close(pairs.images, made, rtol=1e-4, atol=1e-4)
+
+
+def test_pairs_are_found_again_and_not_repeated(teacher, small_batches, monkeypatch):
+    first = study.make_pairs(teacher, 16, steps=2)
+    forbid(monkeypatch, "sample")
+    assert study.make_pairs(teacher, 16, steps=2).artifact.key == first.artifact.key
+    for changed in ({"n": 17}, {"steps": 3}, {"seed": 1}, {"sampler": "euler"}):
+        with pytest.raises(AssertionError):
+            study.make_pairs(teacher, **{"n": 16, "steps": 2} | changed)
+
+
+def test_a_killed_training_goes_on(digits, monkeypatch):
+    monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
+    undisturbed = study.train("edm", digits, **TINY)
+    fit, started = study.fit, []
+
+    def dying(*arguments, **options):
+        for row in fit(*arguments, **options):
+            started.append(row.step)
+            yield row
+            if row.step == 5:
+                raise Killed
+
+    monkeypatch.setenv("ONESTEP_STORE", str(undisturbed.artifact.folder.parent) + "-2")
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "fit", dying)
+        with pytest.raises(Killed):
+            study.train("edm", digits, **TINY)
+    model = study.train("edm", digits, **TINY)
+    assert [row.losses for row in model.history] == [row.losses for row in undisturbed.history]
+    files = model.artifact.meta["files"], undisturbed.artifact.meta["files"]
+    assert files[0]["model.safetensors"] == files[1]["model.safetensors"]
+
+
+@pytest.fixture
+def evaluated(teacher, digits, monkeypatch):
+    monkeypatch.setattr(study, "BATCH", 64)
+    return study.evaluate(teacher, digits, label="EDM", steps=[1, 2], sampler="heun", seeds=[0, 1])
+
+
+def test_a_bundle_says_everything_once(evaluated, teacher, digits):
+    rows = evaluated["rows"]
+    assert all(row.keys() == scores.FIELDS.keys() for row in rows)
+    assert [(row["steps"], row["nfe"], row["seed"]) for row in rows] == [(1, 1, 0), (1, 1, 1), (2, 3, 0), (2, 3, 1)]
+    row = rows[0]
+    assert (row["label"], row["method"], row["size"], row["dataset"]) == ("EDM", "edm", "0.05M", "digits")
+    assert (row["samples"], row["kimg"], row["model"]) == (64, 0.064, teacher.artifact.key)
+    assert digits.digest in row["protocol"]
+    assert all(math.isfinite(row[name]) and row[name] > 0 for row in rows for name in ("fid", *scores.MEASURED[:3]))
+    json.dumps(evaluated)
+
+
+def test_a_strip_shows_the_first_samples(evaluated, teacher):
+    for strip in evaluated["strips"]:
+        shown = Image.open(io.BytesIO(base64.b64decode(strip["png"])))
+        assert shown.size == (study.STRIP * 8, 8)
+        images = data.to_uint8(study.sample(teacher, range(study.STRIP), sampler="heun", steps=strip["steps"]))
+        assert np.array_equal(np.asarray(shown), torch.cat(list(images[:, 0]), dim=-1).numpy())
+
+
+def test_scores_are_found_again_and_not_repeated(evaluated, teacher, digits, monkeypatch):
+    forbid(monkeypatch, "sample", "_score")
+    again = study.evaluate(teacher, digits, label="EDM", steps=[1, 2], sampler="heun", seeds=[0, 1])
+    assert again == evaluated
+    renamed = study.evaluate(teacher, digits, label="Teacher", steps=[2], sampler="heun", seeds=[0, 1])
+    assert [row["fid"] for row in renamed["rows"]] == [row["fid"] for row in evaluated["rows"][2:]]
+    for changed in ({"steps": [3]}, {"seeds": [0]}, {"sampler": "euler"}, {"samples": 32}):
+        with pytest.raises(AssertionError):
+            study.evaluate(
+                teacher, digits, **{"label": "EDM", "steps": [1], "sampler": "heun", "seeds": [0, 1]} | changed
+            )
+
+
+def test_what_is_recorded_can_be_read_back(evaluated, monkeypatch, tmp_path):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append((bundle, raw)))
+    study.record(evaluated, evaluated)
+    ((bundle, raw),) = shown
+    assert raw
+    assert "EDM" in bundle["text/plain"]
+    notebook = {"cells": [{"outputs": [{"data": json.loads(json.dumps(bundle))}]}]}
+    (tmp_path / "executed.ipynb").write_text(json.dumps(notebook))
+    (read,) = scores.bundles_in(tmp_path / "executed.ipynb")
+    assert read["rows"] == evaluated["rows"] * 2
+
+
+def test_evaluations_are_counted_through_the_model(teacher):
+    with counting(teacher.denoiser) as counter:
+        study.sample(teacher, [0], sampler="heun", steps=3)
+    assert counter.rows == 5
+
+
+def test_mistakes_are_named_before_anything_is_made(digits, teacher, small_batches, monkeypatch, refuses):
+    pairs = study.make_pairs(teacher, 16, steps=2)
+    unlabelled = replace(digits, labels=None)
+    forbid(monkeypatch, "fit", "sample")
+    with refuses("'edn'", "did you mean 'edm'?"):
+        study.train("edn", digits, **TINY)
+    with refuses("edm has no option 'bacth_size'", "did you mean 'batch_size'?"):
+        study.train("edm", digits, size="0.05M", kimg=1, bacth_size=8)
+    with refuses("edm has no option 'pmean'", "did you mean 'p_mean'?"):
+        study.train("edm", digits, **TINY, pmean=1)
+    with refuses("'0.5M'", "'0.05M'"):
+        study.train("edm", digits, size="0.5M", kimg=1)
+    with refuses("edm trains on images, not on pairs"):
+        study.train("edm", pairs, **TINY)
+    with refuses("annealing-reflow trains on pairs, not on images", "make_pairs"):
+        study.train("annealing-reflow", digits, **TINY)
+    with refuses("flow-guided-distillation needs a teacher"):
+        study.train("flow-guided-distillation", pairs, **TINY)
+    with refuses("needs a size or an init model"):
+        study.train("edm", digits, kimg=1)
+    with refuses("size 0.2M differs from the init model's 0.05M"):
+        study.train("edm", digits, init=teacher, **TINY | {"size": "0.2M"})
+    with refuses("needs labels"):
+        study.train("edm", unlabelled, conditional=True, **TINY)
+    with refuses("must be positive"):
+        study.train("edm", digits, **TINY | {"kimg": 0})
+    with refuses("'huen'", "did you mean 'heun'?"):
+        study.make_pairs(teacher, 16, sampler="huen")
+    with refuses("did you mean 'digits'?"):
+        study.evaluate(teacher, digits, label="EDM", features="digit")
+
+
+def test_mistakes_in_sampling_are_named(teacher, refuses):
+    with refuses("'eular'", "did you mean 'euler'?"):
+        study.sample(teacher, [0], sampler="eular")
+    with refuses("at least 1 step, not 0"):
+        study.sample(teacher, [0], steps=0)
