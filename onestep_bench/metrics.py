@@ -73,3 +73,14 @@ def _factor(cov: np.ndarray) -> tuple[np.ndarray, bool]:
     values, vectors = np.linalg.eigh(cov)
     kept = values > negligible * max(values[-1], 0)
     return vectors[:, kept] * np.sqrt(values[kept]), False
+
+
+def psnr(images_a: torch.Tensor, images_b: torch.Tensor) -> float:
+    """Mean peak signal-to-noise ratio in dB of uint8 images (n, c, h, w), pair by pair; equal pairs count as 99 dB."""
+    error = (images_a.double() - images_b.double()).square().flatten(1).mean(1)
+    return float((10 * torch.log10(255**2 / error.clamp(min=1e-12))).clamp(max=99).mean())
+
+
+def feature_cosine(features_a: torch.Tensor, features_b: torch.Tensor) -> float:
+    """Mean cosine similarity of features (n, d), pair by pair."""
+    return float(torch.cosine_similarity(features_a.double(), features_b.double(), dim=1).mean())

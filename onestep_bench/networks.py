@@ -411,6 +411,11 @@ class SongUNet(_UNet):
             emb = emb + self.map_augment(augment_labels)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(emb))))
 
+    @property
+    def head_norm(self) -> GroupNorm:
+        """The normalisation that begins the output head: what enters it are the network's features."""
+        return self.dec[f"{self.head}_norm"]
+
     def _head(self, h: Tensor) -> Tensor:
         return self.dec[f"{self.head}_conv"](F.silu(self.dec[f"{self.head}_norm"](h)))
 
@@ -462,6 +467,11 @@ class DhariwalUNet(_UNet):
         if self.map_label is not None:
             emb = emb + self.map_label(self._kept(class_labels))
         return F.silu(emb)
+
+    @property
+    def head_norm(self) -> GroupNorm:
+        """As in SongUNet."""
+        return self.out_norm
 
     def _head(self, h: Tensor) -> Tensor:
         return self.out_conv(F.silu(self.out_norm(h)))

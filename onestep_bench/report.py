@@ -764,9 +764,9 @@ def _in_words(rows: pd.DataFrame) -> str:
 def _notes(rows: pd.DataFrame) -> list[str]:
     """What a reader must know before trusting the numbers."""
     notes = []
-    same = ["dataset", "protocol", "label", "size", "kimg", "weights", "train_seed"]
+    same = ["dataset", "protocol", "label", "size", "sampler", "steps", "kimg", "weights", "train_seed"]
     models = rows.groupby(same, dropna=False)["model"].nunique()
-    for (dataset, _, label, size, _, _, seed), count in models[models > 1].items():
+    for (dataset, _, label, size, *_, seed), count in models[models > 1].items():
         notes.append(
             f"{dataset}: {count} different models are called {label}, {size} and share training seed {seed}: "
             "their spread mixes settings with seeds."

@@ -5,6 +5,7 @@ steps + 1 of them, the last one 0. States are kept in float64 (the networks run 
 in the dtype of `noise`. A `denoiser` is anything with the call signature of `Denoiser` and a `path`.
 """
 
+import functools
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -108,7 +109,14 @@ def rk45(denoiser, noise: Tensor, times: Tensor | None = None, labels: Tensor | 
     return torch.from_numpy(solution.y[:, -1]).reshape(noise.shape).to(noise)
 
 
-SAMPLERS: dict[str, Sampler] = {"euler": euler, "ddim": ddim, "heun": heun, "dpmpp_2m": dpmpp_2m, "rk45": rk45}
+SAMPLERS: dict[str, Sampler] = {
+    "ddim-clip": functools.partial(ddim, clip=True),
+    "euler": euler,
+    "ddim": ddim,
+    "heun": heun,
+    "dpmpp_2m": dpmpp_2m,
+    "rk45": rk45,
+}
 
 
 def sampler(name: str) -> Sampler:
@@ -148,6 +156,18 @@ def default_times(path: Path, steps: int) -> Tensor:
     if path == VE:
         return karras_times(steps)
     return uniform_times(steps) if path == FLOW else ddim_times(steps, int(path.t_max))
+
+
+def interpolate(noise_a: Tensor, noise_b: Tensor, weight: float, *, spherical: bool) -> Tensor:
+    """Noise between two: linear, whose variance falls to a half midway, or spherical, which keeps it.
+
+    noise (n, c, h, w); weight 0 is a, 1 is b. Spherical (Shoemake 1985) by each sample's own angle.
+    """
+    if not spherical:
+        return (1 - weight) * noise_a + weight * noise_b
+    a, b = noise_a.flatten(1), noise_b.flatten(1)
+    angle = torch.acos(torch.cosine_similarity(a, b, dim=1).clamp(-1, 1)).reshape(-1, 1, 1, 1)
+    return (torch.sin((1 - weight) * angle) * noise_a + torch.sin(weight * angle) * noise_b) / torch.sin(angle)
 
 
 def _check_steps(steps: int) -> None:

@@ -17,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from onestep_bench import __version__, checkpoints, cost, methods, metrics, networks, samplers, scores, store
+from onestep_bench import __version__, checkpoints, cost, methods, metrics, networks, paths, samplers, scores, store
 from onestep_bench.data import Dataset, to_uint8
 from onestep_bench.denoiser import Denoiser, counting
 from onestep_bench.errors import OnestepError, near_miss
@@ -47,14 +47,20 @@ def _versions() -> str:
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: its artifact, and what a notebook asks of it."""
+    """A trained model: its artifact, and what a notebook asks of it. path: the one it is seen on, if not its own."""
 
     artifact: store.Artifact
+    path: paths.Path | None = None
 
     @cached_property
     def denoiser(self) -> Denoiser:
         """The weights' average (EMA), on `device()`, in eval mode."""
-        return checkpoints.load(self.artifact.folder, str(device()))
+        denoiser = checkpoints.load(self.artifact.folder, str(device()))
+        return denoiser.on(self.path).eval() if self.path else denoiser
+
+    def on(self, path: paths.Path) -> "Model":
+        """The same model seen, sampled and scored on another path."""
+        return Model(self.artifact, path)
 
     @cached_property
     def history(self) -> list[LogRow]:
@@ -322,6 +328,7 @@ def evaluate(
             "features": extractor.digest,
             "data": data.digest,
             "version": 1,
+            "path": model.path.spec() if model.path else None,
         }
 
         def make(folder: Path, count=count) -> dict:

@@ -51,8 +51,9 @@ class TrainConfig:
     def __post_init__(self):
         # JSON and YAML know lists only.
         object.__setattr__(self, "betas", tuple(self.betas))
-        if self.kimg <= 0 or self.batch_size < 1 or self.lr <= 0:
-            raise OnestepError("kimg, batch_size and lr must be positive")
+        # Written so that NaN is refused too.
+        if not (0 < self.kimg < math.inf and self.batch_size > 0 and self.lr > 0 and self.ema_halflife_kimg > 0):
+            raise OnestepError("kimg, batch_size, lr and ema_halflife_kimg must be positive numbers")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise OnestepError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
         if self.lr_decay not in ("constant", "cosine"):

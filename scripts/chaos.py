@@ -1,7 +1,7 @@
-"""Kill training at random moments with SIGKILL; what the next run makes must be, byte for byte, what it would have been.
+"""Kill training at random moments with SIGKILL: the next runs must end in the same bytes as an undisturbed one.
 
-`make chaos` runs it: five rounds of up to two kills each, every one in a store of its own, against one undisturbed
-run. Moments are drawn from a fixed seed. Exits with 1 if a round ends in other weights.
+`make chaos` runs it: five rounds of two kills, each round in a store of its own, at moments drawn from a fixed seed.
+Exits with 1 if a round ends in other weights.
 """
 
 import hashlib

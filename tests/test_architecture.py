@@ -9,6 +9,7 @@ import pytest
 import onestep_bench
 
 PACKAGE = Path(onestep_bench.__file__).parent
+MATHEMATICS = {"methods", "denoiser", "losses", "paths", "samplers", "networks", "features", "seeds", "errors"}
 GRID_SIDE = {"grid", "engine", "report", "cli"}
 
 
@@ -64,7 +65,7 @@ def test_paths_knows_nobody():
 
 @pytest.mark.parametrize("name", METHODS)
 def test_methods_know_the_mathematics_and_not_each_other(name):
-    assert rooms(name) <= {"methods", "denoiser", "losses", "paths", "networks", "features", "seeds", "errors"}
+    assert rooms(name) <= MATHEMATICS
 
 
 def test_the_laboratory_does_not_know_the_grid():

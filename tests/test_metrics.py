@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.metrics import frechet_distance, frechet_from_moments, moments
+from onestep_bench.metrics import feature_cosine, frechet_distance, frechet_from_moments, moments, psnr
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "metrics.npz")
 REAL, FAKE = REFERENCE["features_real"], REFERENCE["features_fake"]
@@ -79,3 +79,15 @@ def test_bad_features_are_one_clear_line(a, message):
     with pytest.raises(OnestepError, match=message) as caught:
         frechet_distance(a, FAKE)
     assert "\n" not in str(caught.value)
+
+
+def test_psnr_is_the_closed_form_and_capped_for_equal_images():
+    dark, light = torch.zeros(3, 1, 4, 4, dtype=torch.uint8), torch.full((3, 1, 4, 4), 51, dtype=torch.uint8)
+    assert psnr(dark, light) == pytest.approx(20 * np.log10(255 / 51))
+    assert psnr(dark, dark) == 99
+
+
+def test_feature_cosine_is_taken_pair_by_pair():
+    features = torch.eye(3)
+    assert feature_cosine(features, 5 * features) == pytest.approx(1)
+    assert feature_cosine(features, features.roll(1, 0)) == pytest.approx(0)

@@ -177,4 +177,4 @@ def test_paths_are_equal_by_what_they_are():
         assert hash(clone) == hash(path)
     assert len({FLOW, VE, *VPS.values(), VP(alphas_cumprod("linear", 64))}) == 5
     assert FLOW != VE
-    assert VE != VPS["linear"]
+    assert VPS["linear"] != VE

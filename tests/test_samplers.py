@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import pytest
 import torch
@@ -129,7 +130,7 @@ def test_euler_is_ddim_and_a_plain_euler_step(path, digits_like, noise):
     images = euler(denoiser, noise, times)
     assert torch.equal(images, ddim(denoiser, noise, times))
     x = path.t_max * noise
-    for t, t_next in zip(times[:-1], times[1:], strict=True):
+    for t, t_next in pairwise(times):
         x = x + (t_next - t) * denoiser(x, t, want="velocity")
     torch.testing.assert_close(images, x)
 

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from onestep_bench.denoiser import NOISE_END, flow_denoiser
 from onestep_bench.methods.slimflow import (
+    ReflowConfig,
     anneal,
     beta,
     distillation_loss,
@@ -59,6 +60,11 @@ def test_schedules_are_those_released(slimflow, released, step):
 @pytest.mark.parametrize("step", STEPS)
 def test_a_constant_schedule_is_constant(slimflow, step):
     assert beta("constant", step / 300_000, 0.25) == slimflow[f"beta/fix_0.25/step{step}"]
+
+
+def test_an_annealing_of_no_length_is_refused(refuses):
+    with refuses("anneal_fraction", "constant"):
+        ReflowConfig(anneal_fraction=0.0)
 
 
 def test_an_unknown_schedule_is_named(refuses):

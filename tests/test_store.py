@@ -148,8 +148,9 @@ def test_two_processes_make_it_once(tmp_path):
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
         assert first.stdout.readline() == "making\n"
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as second:
-            assert "which another process is making" in second.stdout.readline()
-            (tmp_path / "go on").touch()
+            told = second.stdout.readline()
+            (tmp_path / "go on").touch()  # before anything is asserted, or a failure would wait for ever
+            assert "which another process is making" in told
             assert first.communicate(timeout=60)[0] == "whole\n"
             assert second.communicate(timeout=60)[0] == "whole\n"
 

@@ -80,7 +80,7 @@ class Toy(torch.nn.Module):
 
 @pytest.mark.parametrize("predicts", ["eps", "v"])
 def test_ddpm_loss_is_the_error_of_what_the_network_predicts(batch, predicts):
-    data, eps, u = (rows[:50] for rows in batch)
+    data, eps, _ = (rows[:50] for rows in batch)
     level = torch.randint(0, 100, (50,), generator=torch.Generator().manual_seed(2))
     alpha, sigma = (power.sqrt().reshape(-1, 1, 1, 1) for power in (ABAR[level], 1 - ABAR[level]))
     target = eps if predicts == "eps" else alpha * eps - sigma * data

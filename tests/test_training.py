@@ -2,6 +2,7 @@
 
 import copy
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -125,7 +126,7 @@ def test_rows_tell_the_progress(undisturbed):
     assert [row.step for row in rows] == [*range(2, 231, 2)]
     assert rows[-1].kimg == CONFIG.kimg
     assert all(row.loss == row.losses["student"] for row in rows)
-    assert all(later.seconds >= row.seconds > 0 for row, later in zip(rows, rows[1:], strict=False))
+    assert all(later.seconds >= row.seconds > 0 for row, later in pairwise(rows))
     assert rows[-1].loss < rows[0].loss
 
 
@@ -227,6 +228,20 @@ def test_only_the_named_network_is_stepped():
     assert_same(nets["critic"], before)
 
 
+def test_one_loss_may_step_several_networks():
+    nets = networks()
+    before = copy.deepcopy(nets)
+
+    def objective(batch, draw):
+        yield nets["critic"](nets["student"](batch.images)).square().mean(), ("student", "critic")
+
+    rows = list(fit(objective, nets, source(), TrainConfig(kimg=0.02, batch_size=4, accumulate=2), seed=0))
+    for name in nets:
+        pairs = zip(nets[name].parameters(), before[name].parameters(), strict=True)
+        assert not any(torch.equal(after, parameter) for after, parameter in pairs)
+    assert rows[-1].losses.keys() == {"student"}
+
+
 def test_warm_up_and_decay():
     config = TrainConfig(kimg=10, batch_size=100, lr=1.0, warmup_kimg=1)
     assert [config.rate(step) for step in (0, 4, 9, 10, 99)] == pytest.approx([0.1, 0.5, 1, 1, 1])
@@ -307,7 +322,9 @@ def test_a_large_first_loss_is_no_explosion():
     ("options", "said"),
     [
         ({"kimg": 0}, "positive"),
+        ({"kimg": math.nan}, "positive"),
         ({"lr": -1.0}, "positive"),
+        ({"ema_halflife_kimg": 0.0}, "positive"),
         ({"batch_size": 0}, "positive"),
         ({"batch_size": 6, "accumulate": 4}, "must divide"),
         ({"accumulate": 0}, "must divide"),

@@ -125,6 +125,10 @@ class ReflowConfig:
     constant: float = 0.0
     anneal_fraction: float = 0.375
 
+    def __post_init__(self):
+        if not self.anneal_fraction > 0:
+            raise OnestepError("anneal_fraction must be positive; to anneal nothing, use anneal='constant'")
+
 
 def annealing_reflow(nets: Nets, cfg: ReflowConfig):
     """Objective of the 2-flow."""
