@@ -33,7 +33,8 @@ notebooks: .venv/ready
 
 # kill -9 in the middle of training and of a grid, five times each; the re-run must end in the same bits.
 chaos: .venv/ready
-	$(ONE_THREAD) $(BIN)/python scripts/chaos.py
+	$(ONE_THREAD) $(BIN)/python scripts/chaos_training.py
+	$(BIN)/python scripts/chaos_grid.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -135,7 +135,7 @@ def train(
     Raises OnestepError for an unknown method, size or option, and for data or a teacher that does not fit the method.
     """
     chosen = methods.get(method)
-    _check_inputs(chosen, data, size, teacher, init)
+    _check_inputs(chosen, data, size, teacher, init, conditional)
     config, training = _configs(chosen, options | {"kimg": kimg})
     size = size or init.size
     class_counts = init.class_counts if init else _class_counts(data, conditional)
@@ -170,7 +170,7 @@ def train(
     return Model(store.memo("model", recipe, parents, make))
 
 
-def _check_inputs(method, data, size, teacher, init) -> None:
+def _check_inputs(method, data, size, teacher, init, conditional) -> None:
     kind = "pairs" if isinstance(data, Pairs) else "images"
     if kind != method.data:
         raise OnestepError(f"{method.name} trains on {method.data}, not on {kind}; see make_pairs and data.load")
@@ -178,6 +178,12 @@ def _check_inputs(method, data, size, teacher, init) -> None:
         raise OnestepError(f"{method.name} needs a teacher; pass teacher=")
     if size is None and init is None:
         raise OnestepError(f"{method.name} needs a size or an init model; known sizes: {', '.join(networks.SIZES)}")
+    for model in (teacher, init):
+        if model and model.class_counts and not data.class_counts:
+            raise OnestepError(f"{model.artifact.key} is conditional, and the data have no labels; use labelled data")
+    if teacher and not init and bool(teacher.class_counts) != conditional:
+        wanted = "a conditional" if teacher.class_counts else "an unconditional"
+        raise OnestepError(f"the teacher wants {wanted} student; pass conditional={bool(teacher.class_counts)}")
     if init and size not in (None, init.size):
         raise OnestepError(f"size {size} differs from the init model's {init.size}; leave size out")
 
@@ -190,7 +196,10 @@ def _configs(method, options: dict) -> tuple[object, TrainConfig]:
             raise OnestepError(f"{method.name} has no option {name!r}{near_miss(name, own | common)}")
     # 200 and 200.0 are one budget, and must be one key.
     floats = {field.name for field in (*fields(method.config), *fields(TrainConfig)) if field.type in (float, "float")}
-    options = {name: float(value) if name in floats else value for name, value in options.items()}
+    try:
+        options = {name: float(value) if name in floats else value for name, value in options.items()}
+    except (TypeError, ValueError) as error:
+        raise OnestepError(f"{method.name}: {error}; a number is needed") from error
     config = method.config(**{name: value for name, value in options.items() if name in own})
     training = method.training | {name: value for name, value in options.items() if name in common}
     return config, TrainConfig(**training)
@@ -242,21 +251,32 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[Lo
 
 
 def sample(
-    model: Model, indices: Sequence[int], *, sampler: str = "euler", steps: int = 1, seed: int = 0, purpose="sample"
+    model: Model,
+    indices: Sequence[int],
+    *,
+    sampler: str = "euler",
+    steps: int = 1,
+    seed: int = 0,
+    purpose: str = "sample",
+    batch_size: int | None = None,
 ) -> Tensor:
     """Images (len(indices), c, h, w) float32 in about [-1, 1], on the CPU.
 
-    Image i is a function of (model, sampler, steps, seed, purpose, indices[i]): of nothing else in its batch. Labels of
-    a conditional model are drawn in the proportions of its training data.
-    Raises OnestepError if the sampler is unknown or an image is not finite.
+    Image i is a function of (model, sampler, steps, seed, purpose, indices[i]) and of nothing else in its batch; in its
+    last bits also of batch_size (by default `BATCH`; a shorter last batch is padded). Labels of a conditional model
+    are drawn in the proportions of its training data.
+    Raises OnestepError if the sampler is unknown, there are no indices, or an image is not finite.
     """
+    if not len(indices):
+        raise OnestepError("asked for no images at all; ask for at least 1")
+    batch_size = batch_size or BATCH
     step = samplers.sampler(sampler)
     denoiser = model.denoiser
     times = samplers.default_times(denoiser.path, steps)
     batches = []
-    for start in range(0, len(indices), BATCH):
-        asked = indices[start : start + BATCH]
-        padded = [*asked, *[asked[0]] * (BATCH - len(asked))] if len(indices) > 1 else asked
+    for start in range(0, len(indices), batch_size):
+        asked = indices[start : start + batch_size]
+        padded = [*asked, *[asked[0]] * (batch_size - len(asked))]
         noise = sample_noise(seed, padded, model.shape, purpose).to(device())
         labels = _labels(seed, padded, model.class_counts, purpose)
         images = step(denoiser, noise, times, None if labels is None else labels.to(device()))
@@ -272,6 +292,8 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
 
     The defaults are SlimFlow's for an EDM teacher (18 Heun steps).
     """
+    if n < 1:
+        raise OnestepError(f"cannot make {n} pairs; ask for at least 1")
     recipe = {"n": n, "sampler": sampler, "steps": steps, "seed": seed, "class_counts": teacher.class_counts}
     samplers.sampler(sampler)
 
@@ -315,6 +337,8 @@ def evaluate(
     features: a name of `features.names()`. The reference is the training split, as is usual in the field.
     Returns a score bundle (see `scores.bundle`) for `record`.
     """
+    if not seeds or not steps:
+        raise OnestepError("evaluate needs at least one sampling seed and one number of steps")
     samples = samples or len(data)
     extractor = load_extractor(features)
     protocol = f"{extractor.protocol}; {samples} samples; reference {data.name}@{data.digest}, {len(data)} images"
@@ -382,7 +406,7 @@ def _score(model, data, extractor, sampler, steps, seeds, samples) -> dict:
     with cost.PeakMemory(device()) as memory:
         sample(model, range(BATCH), sampler=sampler, steps=steps)
     measured = {
-        "latency_ms": cost.latency_ms(lambda: sample(model, [0], sampler=sampler, steps=steps), device()),
+        "latency_ms": cost.latency_ms(lambda: sample(model, [0], sampler=sampler, steps=steps, batch_size=1), device()),
         "throughput": made / seconds,
         "peak_memory_mb": memory.megabytes,
     }

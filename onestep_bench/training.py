@@ -193,6 +193,15 @@ class _Run:
         self.rows: list[LogRow] = []
         self.done, self.seconds = 0, 0.0
 
+    def check(self, method: str, checkpoint: Path | None) -> None:
+        """Raise OnestepError if a loss was bad, or a finite loss had a gradient that spoilt the weights."""
+        self.watch.check(method, checkpoint)
+        for name, net in self.nets.items():
+            if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):
+                raise OnestepError(
+                    f"{method}: weights of the {name} were not finite at step {self.done - 1}; lower lr or set clip"
+                )
+
     def save(self, path: Path) -> None:
         state = {
             "config": asdict(self.config),
@@ -265,7 +274,7 @@ def fit(
         log = last or run.done % log_every == 0
         save = checkpoint and (last or now - saved >= checkpoint_seconds)
         if log or save:
-            run.watch.check(name, checkpoint)
+            run.check(name, checkpoint)
         if log:
             kimg = run.done * config.batch_size / 1000
             run.rows.append(LogRow(run.done, kimg, run.seconds, config.rate(step), run.watch.means()))

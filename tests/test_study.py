@@ -267,7 +267,7 @@ def test_what_is_recorded_can_be_read_back(evaluated, monkeypatch, tmp_path):
 
 def test_evaluations_are_counted_through_the_model(teacher):
     with counting(teacher.denoiser) as counter:
-        study.sample(teacher, [0], sampler="heun", steps=3)
+        study.sample(teacher, [0], sampler="heun", steps=3, batch_size=1)
     assert counter.rows == 5
 
 
