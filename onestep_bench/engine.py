@@ -30,7 +30,10 @@ def run(grid: Grid, *, store: Path | str | None = None) -> list[Status]:
 
     store: artifact store for the cells (their ONESTEP_STORE). Raises OnestepError if another run holds `grid.out`.
     """
-    environment = {**os.environ, "ONESTEP_STORE": str(Path(store).absolute())} if store else dict(os.environ)
+    # Progress bars in an executed notebook are hundreds of lines of noise.
+    environment = {**os.environ, "TQDM_DISABLE": "1"}
+    if store:
+        environment["ONESTEP_STORE"] = str(Path(store).absolute())
     with _sole_run(grid):
         # Leftovers of a killed run: partial notebooks, and replacements that never reached their name.
         for leftover in grid.executed.glob(".*.ipynb"):

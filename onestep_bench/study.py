@@ -295,6 +295,8 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
     if n < 1:
         raise OnestepError(f"cannot make {n} pairs; ask for at least 1")
     recipe = {"n": n, "sampler": sampler, "steps": steps, "seed": seed, "class_counts": teacher.class_counts}
+    if teacher.path:
+        recipe["path"] = teacher.path.spec()
     samplers.sampler(sampler)
 
     def make(folder: Path) -> dict:
