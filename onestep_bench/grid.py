@@ -4,7 +4,6 @@ Planning reads YAML and notebook JSON only: no torch, no pandas, no papermill, s
 every mistake in them found, in less than a second and before anything runs.
 """
 
-import ast
 import hashlib
 import itertools
 import json
@@ -19,13 +18,13 @@ import yaml
 
 from onestep_bench import __version__
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.parameters import Notebook, checked, kind, read_notebook
 
 STAMP = "onestep_bench"  # key of our entry in an executed notebook's metadata
 
 _TOP_KEYS = ("name", "title", "dataset", "defaults", "stages")
 _STAGE_KEYS = ("notebook", "needs", "over", "parameters")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
-_LITERALS = (str, int, float, bool, list, dict, type(None))
 # File names hold 255 bytes; the partial file adds a dot and '.partial.ipynb', its replacement a random suffix.
 _LONGEST_ID = 200
 
@@ -119,7 +118,7 @@ def status_of(cell: Cell, folder: Path) -> Status:
 
 def read_stamp(path: Path) -> dict:
     """What the engine wrote into an executed notebook's metadata; empty for any other notebook."""
-    return _read_notebook(path)["metadata"].get(STAMP, {})
+    return read_notebook(path)["metadata"].get(STAMP, {})
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------
@@ -160,18 +159,14 @@ def _names(folder: Path, pattern: str) -> list[str]:
 
 def _mapping(value: object, what: str) -> dict:
     if not isinstance(value, dict):
-        raise OnestepError(f"{what} must be a mapping (key: value), not {_kind(value)}")
+        raise OnestepError(f"{what} must be a mapping (key: value), not {kind(value)}")
     return value
 
 
 def _text_of(value: object, what: str) -> str:
     if not isinstance(value, str) or not value.strip():
-        raise OnestepError(f"{what} must be text, not {_kind(value)}")
+        raise OnestepError(f"{what} must be text, not {kind(value)}")
     return value
-
-
-def _kind(value: object) -> str:
-    return "empty" if value in (None, "") else f"{type(value).__name__} {value!r}"
 
 
 def _refuse_unknown(mapping: dict, known: tuple[str, ...], where: str) -> None:
@@ -182,67 +177,8 @@ def _refuse_unknown(mapping: dict, known: tuple[str, ...], where: str) -> None:
 
 def _folder_name(name: object, path: Path) -> str:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise OnestepError(f"{path}: name must be letters, digits, '-' and '_' (it names a folder), not {_kind(name)}")
+        raise OnestepError(f"{path}: name must be letters, digits, '-' and '_' (it names a folder), not {kind(name)}")
     return name
-
-
-# ---- notebooks -------------------------------------------------------------------------------------------------------
-
-
-def _read_notebook(path: Path) -> dict:
-    try:
-        notebook = json.loads(path.read_text(encoding="utf-8"))
-        _ = notebook["cells"], notebook["metadata"]
-    except OSError as error:
-        raise OnestepError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
-        raise OnestepError(f"{path} is not a notebook of format 4") from error
-    return notebook
-
-
-def _source(cell: dict) -> str:
-    return "".join(cell["source"])  # nbformat allows one string or a list of lines
-
-
-@dataclass(frozen=True)
-class _Notebook:
-    path: Path
-    code: list[str]
-    declared: dict  # parameter name -> default value
-
-    @classmethod
-    def read(cls, path: Path) -> "_Notebook":
-        cells = [cell for cell in _read_notebook(path)["cells"] if cell["cell_type"] == "code"]
-        tagged = [cell for cell in cells if "parameters" in cell.get("metadata", {}).get("tags", ())]
-        if len(tagged) > 1:
-            raise OnestepError(f"{path}: {len(tagged)} cells are tagged 'parameters'; papermill wants one")
-        declared = _declared(_source(tagged[0]), path) if tagged else {}
-        return cls(path, [_source(cell) for cell in cells], declared)
-
-
-def _declared(source: str, path: Path) -> dict:
-    try:
-        statements = ast.parse(source).body
-    except SyntaxError as error:
-        raise OnestepError(f"{path}: parameters cell, line {error.lineno}: {error.msg}") from error
-    return dict(_assignment(statement, path) for statement in statements)
-
-
-def _assignment(statement: ast.stmt, path: Path) -> tuple[str, object]:
-    where = f"{path}: parameters cell, line {statement.lineno}"
-    targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
-    value = getattr(statement, "value", None)
-    if isinstance(statement, ast.AugAssign) or len(targets) != 1 or not isinstance(targets[0], ast.Name) or not value:
-        raise OnestepError(f"{where}: only `name = literal` may stand here, not `{ast.unparse(statement)}`")
-    try:
-        default = ast.literal_eval(value)
-    except ValueError as error:
-        raise OnestepError(f"{where}: the default of {targets[0].id!r} is not a literal") from error
-    if not isinstance(default, _LITERALS):
-        raise OnestepError(
-            f"{where}: YAML cannot write the {type(default).__name__} in {targets[0].id!r}; make it a list"
-        )
-    return targets[0].id, default
 
 
 # ---- stages ----------------------------------------------------------------------------------------------------------
@@ -252,7 +188,7 @@ def _assignment(statement: ast.stmt, path: Path) -> tuple[str, object]:
 class _Stage:
     name: str
     where: str  # how an error message begins
-    notebook: _Notebook
+    notebook: Notebook
     needs: tuple[str, ...]
     parameters: dict
     over: dict[str, list]
@@ -271,7 +207,7 @@ def _read_stages(document: dict, path: Path, folder: Path) -> dict[str, _Stage]:
         raise OnestepError(f"{path}: stages is empty; name at least one")
     if not folder.is_dir():
         raise OnestepError(f"{path}: no notebooks folder at {folder}; name another with --notebooks")
-    notebooks: dict[str, _Notebook] = {}
+    notebooks: dict[str, Notebook] = {}
     stages = {name: _read_stage(name, value, path, folder, notebooks) for name, value in raw.items()}
     for stage in stages.values():
         for need in stage.needs:
@@ -296,7 +232,7 @@ def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks
     if not (folder / file).is_file():
         raise OnestepError(f"{where}no notebook {file!r} in {folder}{near_miss(file, _names(folder, '*.ipynb'))}")
     if file not in notebooks:
-        notebooks[file] = _Notebook.read(folder / file)
+        notebooks[file] = Notebook.read(folder / file)
     declared = notebooks[file].declared
     parameters = _mapping(value.get("parameters", {}), f"{where}parameters")
     over = _mapping(value.get("over", {}), f"{where}over")
@@ -305,23 +241,23 @@ def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks
         where=where,
         notebook=notebooks[file],
         needs=_read_needs(value.get("needs", []), where),
-        parameters={key: _checked(key, given, declared, file, where) for key, given in parameters.items()},
+        parameters={key: checked(key, given, declared, file, where) for key, given in parameters.items()},
         over={key: _read_axis(key, values, parameters, declared, file, where) for key, values in over.items()},
     )
 
 
 def _read_needs(needs: object, where: str) -> tuple[str, ...]:
     if not isinstance(needs, list):
-        raise OnestepError(f"{where}needs must be a list of stage names, not {_kind(needs)}")
+        raise OnestepError(f"{where}needs must be a list of stage names, not {kind(needs)}")
     return tuple(dict.fromkeys(str(need) for need in needs))
 
 
 def _read_axis(key: str, values: object, parameters: dict, declared: dict, file: str, where: str) -> list:
     if not isinstance(values, list) or not values:
-        raise OnestepError(f"{where}over: {key!r} must be a list of one or more values, not {_kind(values)}")
+        raise OnestepError(f"{where}over: {key!r} must be a list of one or more values, not {kind(values)}")
     if key in parameters:
         raise OnestepError(f"{where}{key!r} stands in both `parameters` and `over`; keep one")
-    return [_checked(key, value, declared, file, where) for value in values]
+    return [checked(key, value, declared, file, where) for value in values]
 
 
 def _read_defaults(document: dict, stages: dict[str, _Stage], path: Path) -> dict:
@@ -336,62 +272,6 @@ def _read_defaults(document: dict, stages: dict[str, _Stage], path: Path) -> dic
     return defaults
 
 
-# ---- values ----------------------------------------------------------------------------------------------------------
-
-
-class _Misfit(Exception):
-    """A value that is not of the declared type; its text is the type wanted."""
-
-
-def _checked(key: object, value: object, declared: dict, file: str, where: str) -> object:
-    """`value` in the type of the declared default."""
-    if key not in declared:
-        raise OnestepError(f"{where}{file} declares no parameter {key!r}{near_miss(str(key), declared)}")
-    try:
-        fitted = _fit(value, declared[key])
-    except _Misfit as misfit:
-        hint = _yaml_trap(value, declared[key])
-        raise OnestepError(f"{where}{key!r} must be {misfit}, not {_kind(value)}{hint}") from misfit
-    if not _is_plain(fitted):
-        raise OnestepError(f"{where}{key!r}: YAML reads {value!r} as {type(value).__name__}; put it in quotes")
-    return fitted
-
-
-def _fit(value: object, default: object) -> object:
-    """`value` as the type of `default`: an int serves as a float, None as a default takes anything."""
-    if default is None:
-        return value
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        raise _Misfit(type(default).__name__)
-    if isinstance(default, list) and default:
-        return [_fit_element(element, default) for element in value]
-    return value
-
-
-def _fit_element(element: object, defaults: list) -> object:
-    for default in defaults:
-        try:
-            return _fit(element, default)
-        except _Misfit:
-            continue
-    raise _Misfit("a list of " + " or ".join(dict.fromkeys(type(default).__name__ for default in defaults)))
-
-
-def _yaml_trap(value: object, default: object) -> str:
-    """YAML 1.1 reads 1e-4 as text, on and no as booleans."""
-    if isinstance(default, float) and isinstance(value, str) and re.fullmatch(r"[-+]?\d+[eE][-+]?\d+", value):
-        return f"; YAML wants a point: {value.lower().replace('e', '.0e')}"
-    return "; put the word in quotes" if isinstance(default, str) and isinstance(value, bool) else ""
-
-
-def _is_plain(value: object) -> bool:
-    if isinstance(value, dict):
-        return all(isinstance(key, str) and _is_plain(item) for key, item in value.items())
-    return all(map(_is_plain, value)) if isinstance(value, list) else isinstance(value, _LITERALS)
-
-
 # ---- cells -----------------------------------------------------------------------------------------------------------
 
 
@@ -400,7 +280,7 @@ def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
     for stage in stages.values():
         declared, file = stage.notebook.declared, stage.notebook.path.name
         common = {
-            key: _checked(key, value, declared, file, f"{stage.where}defaults: ")
+            key: checked(key, value, declared, file, f"{stage.where}defaults: ")
             for key, value in defaults.items()
             if key in declared
         }

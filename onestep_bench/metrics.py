@@ -62,17 +62,22 @@ def _trace_sqrt_product(cov_a: np.ndarray, cov_b: np.ndarray) -> float:
 def _factor(cov: np.ndarray) -> tuple[np.ndarray, bool]:
     """F (d, r) with F F^T = cov of rank r, and whether r = d: Cholesky where possible, else eigenvectors."""
     negligible = len(cov) * np.finfo(np.float64).eps
-    try:
-        factor = np.linalg.cholesky(cov)
-        pivots = np.diagonal(factor) ** 2
-        # Rounding can carry a singular matrix through Cholesky.
-        if pivots.min() > negligible * pivots.max():
-            return factor, True
-    except np.linalg.LinAlgError:
-        pass
+    factor = _cholesky(cov, negligible)
+    if factor is not None:
+        return factor, True
     values, vectors = np.linalg.eigh(cov)
     kept = values > negligible * max(values[-1], 0)
     return vectors[:, kept] * np.sqrt(values[kept]), False
+
+
+def _cholesky(cov: np.ndarray, negligible: float) -> np.ndarray | None:
+    """The Cholesky factor, or None of a matrix that is singular, exactly or within rounding."""
+    try:
+        factor = np.linalg.cholesky(cov)
+    except np.linalg.LinAlgError:
+        return None
+    pivots = np.diagonal(factor) ** 2
+    return factor if pivots.min() > negligible * pivots.max() else None
 
 
 def psnr(images_a: torch.Tensor, images_b: torch.Tensor) -> float:

@@ -7,8 +7,7 @@ import json
 import os
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields
-from functools import cached_property
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
@@ -17,102 +16,21 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from onestep_bench import __version__, checkpoints, cost, methods, metrics, networks, paths, samplers, scores, store
+from onestep_bench import __version__, checkpoints, cost, methods, metrics, models, networks, samplers, scores, store
 from onestep_bench.data import Dataset, to_uint8
 from onestep_bench.denoiser import Denoiser, counting
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.features import load_extractor
 from onestep_bench.files import replacing, write_json
-from onestep_bench.seeds import sample_labels, sample_noise, seed_for
+from onestep_bench.models import Model, Pairs, device, device_name, sample
+from onestep_bench.seeds import seed_for
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
 
-# Networks are always called with this many images, the last batch padded: the arithmetic of a row depends on the
-# shape of its batch, and a sample must not.
-BATCH = 256
 STRIP = 12  # images in the strip of samples that a score bundle keeps
-
-
-def device() -> torch.device:
-    """The CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-
-
-def _device_name() -> str:
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
 def _versions() -> str:
     return f"onestep_bench {__version__}, torch {torch.__version__}, python {platform.python_version()}"
-
-
-@dataclass(frozen=True)
-class Model:
-    """A trained model: its artifact, and what a notebook asks of it. path: the one it is seen on, if not its own."""
-
-    artifact: store.Artifact
-    path: paths.Path | None = None
-
-    @cached_property
-    def denoiser(self) -> Denoiser:
-        """The weights' average (EMA), on `device()`, in eval mode."""
-        denoiser = checkpoints.load(self.artifact.folder, str(device()))
-        return denoiser.on(self.path).eval() if self.path else denoiser
-
-    def on(self, path: paths.Path) -> "Model":
-        """The same model seen, sampled and scored on another path."""
-        return Model(self.artifact, path)
-
-    @cached_property
-    def history(self) -> list[LogRow]:
-        """Log rows of the training run."""
-        return [LogRow(**row) for row in json.loads((self.artifact.folder / "log.json").read_text())]
-
-    @property
-    def size(self) -> str:
-        """Named network size."""
-        return self.artifact.recipe["size"]
-
-    @property
-    def class_counts(self) -> list[int]:
-        """Images of each class it was trained on, in whose proportion samples are labelled; empty if unconditional."""
-        return self.artifact.recipe["class_counts"]
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(channels, height, width) of its images."""
-        config = self.denoiser.net.config
-        return config["in_channels"], config["img_resolution"], config["img_resolution"]
-
-
-@dataclass(frozen=True)
-class Pairs:
-    """Pairs (noise, image) of a teacher."""
-
-    artifact: store.Artifact
-
-    @cached_property
-    def images(self) -> Tensor:
-        """(n, c, h, w) float32, as the sampler left them."""
-        return load_file(self.artifact.folder / "images.safetensors")["images"]
-
-    @property
-    def noise(self) -> Tensor:
-        """(n, c, h, w) standard normal: made again from the seed, so it need not be stored."""
-        return sample_noise(self.artifact.recipe["seed"], range(len(self.images)), self.images.shape[1:], "pairs")
-
-    @property
-    def class_counts(self) -> list[int]:
-        """As `Model.class_counts`, of the teacher."""
-        return self.artifact.recipe["class_counts"]
-
-    @property
-    def labels(self) -> Tensor | None:
-        """(n,) int64, or None for an unconditional teacher."""
-        return _labels(self.artifact.recipe["seed"], range(len(self.images)), self.class_counts, "pairs")
-
-
-def _labels(seed: int, indices: Sequence[int], class_counts: list[int], purpose: str) -> Tensor | None:
-    return sample_labels(seed, indices, class_counts, purpose) if class_counts else None
 
 
 def train(
@@ -164,7 +82,7 @@ def train(
         return {
             "kimg": training.steps * training.batch_size / 1000,
             "seconds": rows[-1].seconds,
-            "device": _device_name(),
+            "device": device_name(),
         }
 
     return Model(store.memo("model", recipe, parents, make))
@@ -250,43 +168,6 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[Lo
     return rows
 
 
-def sample(
-    model: Model,
-    indices: Sequence[int],
-    *,
-    sampler: str = "euler",
-    steps: int = 1,
-    seed: int = 0,
-    purpose: str = "sample",
-    batch_size: int | None = None,
-) -> Tensor:
-    """Images (len(indices), c, h, w) float32 in about [-1, 1], on the CPU.
-
-    Image i is a function of (model, sampler, steps, seed, purpose, indices[i]) and of nothing else in its batch; in its
-    last bits also of batch_size (by default `BATCH`; a shorter last batch is padded). Labels of a conditional model
-    are drawn in the proportions of its training data.
-    Raises OnestepError if the sampler is unknown, there are no indices, or an image is not finite.
-    """
-    if not len(indices):
-        raise OnestepError("asked for no images at all; ask for at least 1")
-    batch_size = batch_size or BATCH
-    step = samplers.sampler(sampler)
-    denoiser = model.denoiser
-    times = samplers.default_times(denoiser.path, steps)
-    batches = []
-    for start in range(0, len(indices), batch_size):
-        asked = indices[start : start + batch_size]
-        padded = [*asked, *[asked[0]] * (batch_size - len(asked))]
-        noise = sample_noise(seed, padded, model.shape, purpose).to(device())
-        labels = _labels(seed, padded, model.class_counts, purpose)
-        images = step(denoiser, noise, times, None if labels is None else labels.to(device()))
-        batches.append(images[: len(asked)].cpu())
-    images = torch.cat(batches)
-    if not images.isfinite().all():
-        raise OnestepError(f"{model.artifact.key} made images that are not finite with {sampler}, {steps} steps")
-    return images
-
-
 def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18, seed: int = 0) -> Pairs:
     """n pairs of noise and the teacher's image from it, or those in the store. A killed run keeps its finished parts.
 
@@ -301,7 +182,7 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
 
     def make(folder: Path) -> dict:
         parts, seconds = [], 0.0
-        part_size = 16 * BATCH
+        part_size = 16 * models.BATCH
         for first in tqdm(range(0, n, part_size), unit="part", desc="pairs"):
             path = folder / f"part-{first:09d}.safetensors"
             if not path.exists():
@@ -317,7 +198,7 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
             save_file({"images": torch.cat(parts)}, temporary)
         for path in folder.glob("part-*.safetensors"):
             path.unlink()
-        return {"kimg": 0.0, "seconds": seconds, "device": _device_name()}
+        return {"kimg": 0.0, "seconds": seconds, "device": device_name()}
 
     return Pairs(store.memo("pairs", recipe, [teacher.artifact], make))
 
@@ -360,7 +241,7 @@ def evaluate(
         def make(folder: Path, count=count) -> dict:
             clock = cost.Stopwatch()
             write_json(folder / "scores.json", _score(model, data, extractor, sampler, count, seeds, samples))
-            return {"kimg": 0.0, "seconds": clock.seconds, "device": _device_name()}
+            return {"kimg": 0.0, "seconds": clock.seconds, "device": device_name()}
 
         artifact = store.memo("scores", recipe, [model.artifact], make)
         scored = json.loads((artifact.folder / "scores.json").read_text())
@@ -403,10 +284,10 @@ def _score(model, data, extractor, sampler, steps, seeds, samples) -> dict:
         evaluations += counter.rows
         strip = images[:STRIP] if strip is None else strip
         fids.append((seed, metrics.frechet_from_moments(*metrics.moments(extractor(images)), *reference)))
-    made = len(seeds) * -(-samples // BATCH) * BATCH  # the last batch is padded
+    made = len(seeds) * -(-samples // models.BATCH) * models.BATCH  # the last batch is padded
     seconds = clock.seconds
     with cost.PeakMemory(device()) as memory:
-        sample(model, range(BATCH), sampler=sampler, steps=steps)
+        sample(model, range(models.BATCH), sampler=sampler, steps=steps)
     measured = {
         "latency_ms": cost.latency_ms(lambda: sample(model, [0], sampler=sampler, steps=steps, batch_size=1), device()),
         "throughput": made / seconds,

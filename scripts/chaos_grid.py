@@ -1,4 +1,4 @@
-"""Kill a random process of a running grid (runner, worker, kernel) with SIGKILL: the re-run must end in the same scores.
+"""Kill a random process of a running grid (runner, worker, kernel): the re-run must end in the same scores.
 
 `make chaos` runs it: five rounds, each with a store and reports of its own, at moments drawn from a fixed seed.
 Exits with 1 if a round's results.csv differs, measured times aside, from that of an undisturbed run.

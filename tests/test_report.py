@@ -11,7 +11,7 @@ import pytest
 from grids.tiny import executed, grid_file, notebook, row, strip
 from PIL import Image
 
-from onestep_bench import report
+from onestep_bench import figures, report, results
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import STAMP, executed_path, failed_path, read_grid
 from onestep_bench.scores import FIELDS
@@ -45,7 +45,7 @@ def test_rows_come_in_a_fixed_order_and_each_score_once(tmp_path):
     executed(tmp_path / "b.ipynb", rows[::-1])
     executed(tmp_path / "c.failed.ipynb", [row(fid=-1)])
     executed(tmp_path / ".d.partial.ipynb", [row(fid=-1)])
-    read = report.read_rows(tmp_path)
+    read = results.read_rows(tmp_path)
     assert list(read.columns) == list(FIELDS)
     assert len(read) == len(rows)
     assert read["label"].tolist() == ["SlimFlow"] * 6 + ["teacher (euler)"] * 6 + ["teacher (heun)"] * 6
@@ -54,14 +54,14 @@ def test_rows_come_in_a_fixed_order_and_each_score_once(tmp_path):
 
 def test_one_model_under_two_protocols_is_two_scores(tmp_path):
     executed(tmp_path / "a.ipynb", [row(), row(protocol="inception", features="inception")])
-    assert len(report.read_rows(tmp_path)) == 2
+    assert len(results.read_rows(tmp_path)) == 2
 
 
 def test_two_notebooks_that_disagree_are_named(tmp_path):
     executed(tmp_path / "a.ipynb", [row(fid=1.0)])
     executed(tmp_path / "b.ipynb", [row(fid=2.0)])
     with pytest.raises(OnestepError, match=r"a.ipynb and b.ipynb score one model .* differently: 1.0 and 2.0"):
-        report.read_rows(tmp_path)
+        results.read_rows(tmp_path)
 
 
 def test_rows_of_another_version_are_refused(tmp_path):
@@ -69,7 +69,7 @@ def test_rows_of_another_version_are_refused(tmp_path):
     del old["weights"]
     executed(tmp_path / "a.ipynb", [old])
     with pytest.raises(OnestepError, match=r"a.ipynb: a score row of another version \(differs in: weights\)"):
-        report.read_rows(tmp_path)
+        results.read_rows(tmp_path)
 
 
 def test_strips_are_one_per_model_and_steps_teachers_with_many_steps_first(tmp_path):
@@ -81,7 +81,7 @@ def test_strips_are_one_per_model_and_steps_teachers_with_many_steps_first(tmp_p
         strip("teacher (heun)", "15.7M", 16),
     ]
     executed(tmp_path / "a.ipynb", [row()], strips)
-    read = report.read_strips(tmp_path)
+    read = results.read_strips(tmp_path)
     assert [(one["label"], one["size"], one["steps"]) for one in read] == [
         ("teacher (heun)", "15.7M", 16),
         ("teacher (heun)", "15.7M", 1),
@@ -99,24 +99,24 @@ def test_a_summary_takes_mean_and_spread_over_both_kinds_of_seed():
     rows = frame(
         [row(train_seed=a, seed=b, fid=f, model=f"m{a}") for a, b, f in [(0, 0, 1.0), (0, 1, 2.0), (1, 0, 6.0)]]
     )
-    (line,) = report.summarise(rows).itertuples(index=False)
+    (line,) = results.summarise(rows).itertuples(index=False)
     assert (line.fid_mean, line.fid_min, line.count) == (3.0, 1.0, 3)
     assert line.fid_std == pytest.approx(np.std([1, 2, 6], ddof=1))
 
 
 def test_a_diverged_seed_does_not_vanish_from_the_mean():
-    (line,) = report.summarise(frame([row(seed=0, fid=1.0), row(seed=1, fid=float("nan"))])).itertuples(index=False)
+    (line,) = results.summarise(frame([row(seed=0, fid=1.0), row(seed=1, fid=float("nan"))])).itertuples(index=False)
     assert np.isnan(line.fid_mean)
     assert line.count == 2
 
 
 @pytest.mark.parametrize("change", [{"protocol": "other"}, {"kimg": 1.0}, {"weights": "last"}, {"sampler": "heun"}])
 def test_what_is_not_a_seed_is_never_averaged(change):
-    assert len(report.summarise(frame([row(fid=1.0), row(fid=2.0, model="m1", **change)]))) == 2
+    assert len(results.summarise(frame([row(fid=1.0), row(fid=2.0, model="m1", **change)]))) == 2
 
 
 def test_the_table_bolds_the_best_of_each_column():
-    html = report.table(frame(scores(train_seconds=None))).to_html()
+    html = results.table(frame(scores(train_seconds=None))).to_html()
     bold = html[html.index("<style") : html.index("font-weight")]
     assert "#T_scores_row0_col5" in bold  # best FID is the first line's
     assert "SlimFlow" in html[html.index("scores_row0_col0") :][:200]
@@ -126,14 +126,14 @@ def test_the_table_bolds_the_best_of_each_column():
 # ---- figures
 
 
-@pytest.mark.parametrize("draw", [report.fid_vs_steps, report.fid_vs_params, report.fid_vs_cost, report.table])
+@pytest.mark.parametrize("draw", [figures.fid_vs_steps, figures.fid_vs_params, figures.fid_vs_cost, results.table])
 @pytest.mark.parametrize("change", [{"protocol": "other"}, {"dataset": "cifar10"}])
 def test_two_protocols_never_share_a_plot_or_table(draw, change):
     with pytest.raises(OnestepError, match="2 protocols cannot be compared"):
         draw(frame([row(), row(**change)]))
 
 
-@pytest.mark.parametrize("draw", [report.fid_vs_steps, report.fid_vs_params, report.fid_vs_cost, report.table])
+@pytest.mark.parametrize("draw", [figures.fid_vs_steps, figures.fid_vs_params, figures.fid_vs_cost, results.table])
 def test_no_rows_is_nothing_to_draw(draw):
     with pytest.raises(OnestepError, match="nothing to draw"):
         draw(frame([]))
@@ -141,12 +141,12 @@ def test_no_rows_is_nothing_to_draw(draw):
 
 def test_no_rows_at_the_steps_asked_for_is_nothing_to_draw():
     with pytest.raises(OnestepError, match=r"nothing to draw: no scores at 3 steps, only at \[1, 4\]"):
-        report.fid_vs_params(frame(scores()), steps=3)
+        figures.fid_vs_params(frame(scores()), steps=3)
 
 
 def test_fid_vs_steps_has_a_line_per_model_over_counted_evaluations():
     rows = [{**one, "nfe": 2 * one["steps"] - 1} if "heun" in one["label"] else one for one in scores()]
-    figure = report.fid_vs_steps(frame(rows))
+    figure = figures.fid_vs_steps(frame(rows))
     axes = figure.axes[0]
     assert axes.get_xlabel() == "network evaluations (NFE)"
     assert axes.get_ylabel() == "Fréchet distance (digits features), lower is better"
@@ -159,34 +159,34 @@ def test_fid_vs_steps_has_a_line_per_model_over_counted_evaluations():
 
 
 def test_fid_vs_params_shows_one_step_models_and_the_best_teacher_as_a_line():
-    figure = report.fid_vs_params(frame(scores()))
+    figure = figures.fid_vs_params(frame(scores()))
     assert {"SlimFlow", "teacher (euler)"} <= set(text_of(figure).split("\n"))
     assert "teacher (heun), 0.2M, 4 steps: 376" in text_of(figure)
 
 
 def test_a_label_keeps_its_colour_in_every_figure():
-    looks = report.palette(label for label, _, _ in MODELS)
-    figures = [draw(frame(scores()), looks=looks) for draw in (report.fid_vs_steps, report.fid_vs_cost)]
+    looks = figures.palette(label for label, _, _ in MODELS)
+    drawn = [draw(frame(scores()), looks=looks) for draw in (figures.fid_vs_steps, figures.fid_vs_cost)]
     wanted = mpl.colors.to_hex(looks["SlimFlow"][0])
-    for figure in figures:
+    for figure in drawn:
         assert wanted in {mpl.colors.to_hex(line.get_color()) for line in figure.axes[0].get_lines()}
 
 
 def test_published_figures_appear_only_beside_inception_rows_of_their_data_set():
     real = {"dataset": "cifar10", "features": "inception", "protocol": "clean"}
     claims = frame(scores(**real))
-    assert "GDD-I" in text_of(report.fid_vs_params(claims))
-    assert "1-Rectified Flow" in text_of(report.fid_vs_steps(claims))
-    assert "not measured here" in text_of(report.fid_vs_steps(claims)).replace("\n", " ")
-    assert "GDD-I" not in text_of(report.fid_vs_params(claims, published=False))
-    assert "GDD-I" not in text_of(report.fid_vs_params(frame(scores(**{**real, "features": "digits"}))))
-    assert "GDD-I" not in text_of(report.fid_vs_params(frame(scores(**{**real, "dataset": "digits"}))))
+    assert "GDD-I" in text_of(figures.fid_vs_params(claims))
+    assert "1-Rectified Flow" in text_of(figures.fid_vs_steps(claims))
+    assert "not measured here" in text_of(figures.fid_vs_steps(claims)).replace("\n", " ")
+    assert "GDD-I" not in text_of(figures.fid_vs_params(claims, published=False))
+    assert "GDD-I" not in text_of(figures.fid_vs_params(frame(scores(**{**real, "features": "digits"}))))
+    assert "GDD-I" not in text_of(figures.fid_vs_params(frame(scores(**{**real, "dataset": "digits"}))))
 
 
 def test_a_sample_pixel_is_a_square_of_figure_pixels():
     one = {**strip("SlimFlow", "0.2M", 1), "dataset": "digits"}
     file = io.BytesIO()
-    report.sample_sheet([one]).savefig(file, format="png", dpi="figure")
+    figures.sample_sheet([one]).savefig(file, format="png", dpi="figure")
     sheet = np.asarray(Image.open(file).convert("L"))
     original = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["png"]))).convert("L"))
     left = sheet.shape[1] - (4 * 80 + 3 * 6)
@@ -195,9 +195,9 @@ def test_a_sample_pixel_is_a_square_of_figure_pixels():
 
 def test_sample_sheets_refuse_nothing_and_two_data_sets():
     with pytest.raises(OnestepError, match="nothing to draw"):
-        report.sample_sheet([])
+        figures.sample_sheet([])
     with pytest.raises(OnestepError, match="2 data sets"):
-        report.sample_sheet([{**strip("a", "1M", 1), "dataset": name} for name in ("digits", "cifar10")])
+        figures.sample_sheet([{**strip("a", "1M", 1), "dataset": name} for name in ("digits", "cifar10")])
 
 
 # ---- rendering
@@ -286,4 +286,4 @@ def test_a_grid_whose_runs_all_diverged_has_a_page_without_figures(tmp_path):
     assert "is nan" in report.render(tmp_path).read_text()
     assert not list(tmp_path.glob("fid_vs_*"))
     with pytest.raises(OnestepError, match="nothing to draw: no score is a positive number"):
-        report.fid_vs_steps(report.read_rows(tmp_path))
+        figures.fid_vs_steps(results.read_rows(tmp_path))

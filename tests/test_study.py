@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from onestep_bench import data, samplers, scores, study
+from onestep_bench import data, models, samplers, scores, study
 from onestep_bench.denoiser import counting
 from onestep_bench.seeds import sample_labels, sample_noise
 
@@ -33,7 +33,7 @@ def digits():
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(study, "BATCH", 8)
+    monkeypatch.setattr(models, "BATCH", 8)
 
 
 @pytest.fixture
@@ -215,7 +215,7 @@ def test_a_killed_training_goes_on(digits, monkeypatch):
 
 @pytest.fixture
 def evaluated(teacher, digits, monkeypatch):
-    monkeypatch.setattr(study, "BATCH", 64)
+    monkeypatch.setattr(models, "BATCH", 64)
     return study.evaluate(teacher, digits, label="EDM", steps=[1, 2], sampler="heun", seeds=[0, 1])
 
 

@@ -1,0 +1,137 @@
+"""Trained models and pairs as a notebook holds them: an artifact, and what can be asked of it."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from onestep_bench import checkpoints, paths, samplers, store
+from onestep_bench.denoiser import Denoiser
+from onestep_bench.errors import OnestepError
+from onestep_bench.seeds import sample_labels, sample_noise
+from onestep_bench.training import LogRow
+
+# Networks are always called with this many images, the last batch padded: the arithmetic of a row depends on the
+# shape of its batch, and a sample must not.
+BATCH = 256
+
+
+def device() -> torch.device:
+    """The CUDA device if there is one, else the CPU."""
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def device_name() -> str:
+    """What a score row says of the device."""
+    return torch.cuda.getdevice_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: its artifact, and what a notebook asks of it. path: the one it is seen on, if not its own."""
+
+    artifact: store.Artifact
+    path: paths.Path | None = None
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The weights' average (EMA), on `device()`, in eval mode."""
+        denoiser = checkpoints.load(self.artifact.folder, str(device()))
+        return denoiser.on(self.path).eval() if self.path else denoiser
+
+    def on(self, path: paths.Path) -> "Model":
+        """The same model seen, sampled and scored on another path."""
+        return Model(self.artifact, path)
+
+    @cached_property
+    def history(self) -> list[LogRow]:
+        """Log rows of the training run."""
+        return [LogRow(**row) for row in json.loads((self.artifact.folder / "log.json").read_text())]
+
+    @property
+    def size(self) -> str:
+        """Named network size."""
+        return self.artifact.recipe["size"]
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class it was trained on, in whose proportion samples are labelled; empty if unconditional."""
+        return self.artifact.recipe["class_counts"]
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images."""
+        config = self.denoiser.net.config
+        return config["in_channels"], config["img_resolution"], config["img_resolution"]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs (noise, image) of a teacher."""
+
+    artifact: store.Artifact
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(n, c, h, w) float32, as the sampler left them."""
+        return load_file(self.artifact.folder / "images.safetensors")["images"]
+
+    @property
+    def noise(self) -> Tensor:
+        """(n, c, h, w) standard normal: made again from the seed, so it need not be stored."""
+        return sample_noise(self.artifact.recipe["seed"], range(len(self.images)), self.images.shape[1:], "pairs")
+
+    @property
+    def class_counts(self) -> list[int]:
+        """As `Model.class_counts`, of the teacher."""
+        return self.artifact.recipe["class_counts"]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(n,) int64, or None for an unconditional teacher."""
+        return _labels(self.artifact.recipe["seed"], range(len(self.images)), self.class_counts, "pairs")
+
+
+def _labels(seed: int, indices: Sequence[int], class_counts: list[int], purpose: str) -> Tensor | None:
+    return sample_labels(seed, indices, class_counts, purpose) if class_counts else None
+
+
+def sample(
+    model: Model,
+    indices: Sequence[int],
+    *,
+    sampler: str = "euler",
+    steps: int = 1,
+    seed: int = 0,
+    purpose: str = "sample",
+    batch_size: int | None = None,
+) -> Tensor:
+    """Images (len(indices), c, h, w) float32 in about [-1, 1], on the CPU.
+
+    Image i is a function of (model, sampler, steps, seed, purpose, indices[i]) and of nothing else in its batch; in its
+    last bits also of batch_size (by default `BATCH`; a shorter last batch is padded). Labels of a conditional model
+    are drawn in the proportions of its training data.
+    Raises OnestepError if the sampler is unknown, there are no indices, or an image is not finite.
+    """
+    if not len(indices):
+        raise OnestepError("asked for no images at all; ask for at least 1")
+    batch_size = batch_size or BATCH
+    step = samplers.sampler(sampler)
+    denoiser = model.denoiser
+    times = samplers.default_times(denoiser.path, steps)
+    batches = []
+    for start in range(0, len(indices), batch_size):
+        asked = indices[start : start + batch_size]
+        padded = [*asked, *[asked[0]] * (batch_size - len(asked))]
+        noise = sample_noise(seed, padded, model.shape, purpose).to(device())
+        labels = _labels(seed, padded, model.class_counts, purpose)
+        images = step(denoiser, noise, times, None if labels is None else labels.to(device()))
+        batches.append(images[: len(asked)].cpu())
+    images = torch.cat(batches)
+    if not images.isfinite().all():
+        raise OnestepError(f"{model.artifact.key} made images that are not finite with {sampler}, {steps} steps")
+    return images
