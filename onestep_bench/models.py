@@ -1,5 +1,6 @@
 """Trained models and pairs as a notebook holds them: an artifact, and what can be asked of it."""
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -46,6 +47,14 @@ class Model:
     def on(self, path: paths.Path) -> "Model":
         """The same model seen, sampled and scored on another path."""
         return Model(self.artifact, path)
+
+    @property
+    def name(self) -> str:
+        """Store key, and a digest of the path if it is seen on another than its own: what a score row is a score of."""
+        if not self.path:
+            return self.artifact.key
+        spec = json.dumps(self.path.spec(), sort_keys=True).encode()
+        return f"{self.artifact.key}@{self.path.name}-{hashlib.sha256(spec).hexdigest()[:8]}"
 
     @cached_property
     def history(self) -> list[LogRow]:

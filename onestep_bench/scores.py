@@ -31,7 +31,7 @@ FIELDS = {
     "protocol": "extractor and its weights' hash, resizing, number of samples, reference and its hash",
     "samples": "number of samples scored",
     "weights": "'ema' or 'last'",
-    "model": "store key of the model",
+    "model": "store key of the model, and the path if it is not its own",
     "device": "device it ran on",
     "versions": "versions of the libraries that decide numbers",
     "train_seconds": "measured: training and pair-making time over the whole lineage",

@@ -268,7 +268,7 @@ def _common_fields(model, data, extractor, artifact, label, protocol) -> dict:
         "features": extractor.name,
         "protocol": protocol,
         "weights": "ema",
-        "model": model.artifact.key,
+        "model": model.name,
         "device": artifact.meta["cost"]["device"],
         "versions": _versions(),
     }

@@ -61,6 +61,7 @@ def test_run_executes_renders_and_says_where(path, tmp_path, capsys, monkeypatch
         return status_of(cell, folder)
 
     monkeypatch.setattr(engine, "execute", execute)
+    monkeypatch.delenv("ONESTEP_STORE", raising=False)
     mark(path, 1)
     mark(path, 2)
     assert main(["run", path, "--store", str(tmp_path / "store")]) == 0

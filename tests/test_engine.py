@@ -1,5 +1,6 @@
 """Kernels start here, at two seconds each: a few runs, each held to many claims."""
 
+import functools
 import json
 import signal
 import subprocess
@@ -102,7 +103,7 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
     interrupted = start(path)
     worker, kernel = pids(slow)
     interrupted.send_signal(signal.SIGINT)
-    output, errors = interrupted.communicate(timeout=20)
+    output, errors = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130
     assert errors == "onestep-bench: interrupted; the same command goes on from here\n"
     assert wait(lambda: not alive(worker) and not alive(kernel))
@@ -111,7 +112,7 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
     killed = start(path)
     worker, kernel = pids(slow)
     killed.kill()
-    output = killed.communicate(timeout=20)[0]
+    output = killed.communicate(timeout=60)[0]
     assert "1 done, 1 to do" in output
     assert wait(lambda: not alive(worker) and not alive(kernel))
 
@@ -128,7 +129,9 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
 
 def start(path: Path) -> subprocess.Popen:
     command = [sys.executable, "-m", "onestep_bench.cli", "run", str(path)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    # A shell starts background jobs with interrupts ignored, and all their children inherit that: the tests may be one.
+    heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
 
 
 def pids(slow: Path) -> tuple[int, int]:

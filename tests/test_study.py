@@ -13,6 +13,7 @@ from PIL import Image
 
 from onestep_bench import data, models, samplers, scores, study
 from onestep_bench.denoiser import counting
+from onestep_bench.paths import VP, alphas_cumprod
 from onestep_bench.seeds import sample_labels, sample_noise
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -308,3 +309,12 @@ def test_mistakes_in_sampling_are_named(teacher, refuses):
         study.sample(teacher, [0], sampler="eular")
     with refuses("at least 1 step, not 0"):
         study.sample(teacher, [0], steps=0)
+
+
+def test_a_model_on_another_path_is_another_row(teacher, digits):
+    here, there = teacher, teacher.on(VP(alphas_cumprod("sigmoid", 64)))
+    assert here.name != there.name != teacher.on(VP(alphas_cumprod("linear", 64))).name
+    asked = dict(label="teacher", steps=[2], sampler="ddim", seeds=[0], samples=64)
+    (ours,), (theirs,) = (study.evaluate(model, digits, **asked)["rows"] for model in (here, there))
+    assert (ours["model"], theirs["model"]) == (here.name, there.name)
+    assert ours["fid"] != theirs["fid"]
