@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import file_digest, write_json
@@ -108,11 +108,7 @@ def _locked(folder: Path):
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            print(f"waiting for {folder.name}, which another process is making")
-            lock.acquire()
+        lock.acquire()  # waits for another process that is making the same artifact
     except OSError as error:
         raise OnestepError(
             f"cannot write to the store {folder.parent}: {error.strerror}; set ONESTEP_STORE to a folder you can write"
