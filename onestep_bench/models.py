@@ -28,7 +28,7 @@ def device() -> torch.device:
 
 def device_name() -> str:
     """What a score row says of the device."""
-    return torch.cuda.getdevice_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
 @dataclass(frozen=True)

@@ -197,7 +197,8 @@ class _Run:
         """Raise OnestepError if a loss was bad, or a finite loss had a gradient that spoilt the weights."""
         self.watch.check(method, checkpoint)
         for name, net in self.nets.items():
-            if not all(bool(parameter.isfinite().all()) for parameter in net.parameters()):
+            finite = torch.stack([parameter.isfinite().all() for parameter in net.parameters()])  # one sync, not many
+            if not finite.all():
                 raise OnestepError(
                     f"{method}: weights of the {name} were not finite at step {self.done - 1}; lower lr or set clip"
                 )
