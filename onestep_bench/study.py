@@ -156,6 +156,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[Lo
             source,
             training,
             seed=seed_for(seed, "train"),
+            adams=method.adams(config, training.betas),
             ema=ema,
             checkpoint=folder / "checkpoint.pt",
             checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
