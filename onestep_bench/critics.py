@@ -50,7 +50,7 @@ def timm_backbone(name: str, device: torch.device) -> Backbone:
         import timm
     except ImportError as error:
         raise OnestepError(f"critic 'timm:{name}' needs timm: pip install 'onestep-bench[critics]'") from error
-    known = timm.list_models(pretrained=True)
+    known = timm.list_models(pretrained=True, include_tags=False)
     if name not in known:
         raise OnestepError(f"timm has no pretrained network {name!r}{near_miss(name, known)}")
     # The last four stages of a convolutional network, every third block of a base-size transformer.
