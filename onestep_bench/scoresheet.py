@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from onestep_bench import data, judges, study
+from onestep_bench import data, evaluation, judges
 from onestep_bench.checkpoints import CONFIG, WEIGHTS
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import write_json, write_text
@@ -39,9 +39,9 @@ def rows_of(
     label = label or source.resolve().name.removesuffix(".zip")
     if any((source / name).exists() for name in (WEIGHTS, CONFIG)):
         model, how = model_at(source), {"sampler": sampler, "steps": steps, "seeds": seeds}
-        return study.evaluate(model, against, label=label, features=features, samples=samples, **how)["rows"]
+        return evaluation.evaluate(model, against, label=label, features=features, samples=samples, **how)["rows"]
     images = images_at(source)
-    return study.evaluate_images(images, against, label=label, features=features, samples=samples)["rows"]
+    return evaluation.evaluate_images(images, against, label=label, features=features, samples=samples)["rows"]
 
 
 def table(rows: Sequence[dict]) -> list[tuple[str, ...]]:

@@ -16,7 +16,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onestep_bench import data, judges, metrics, models, scores, scoring, study
+from onestep_bench import data, evaluation, judges, metrics, models, scores, scoring, study
 from onestep_bench.features import FeatureExtractor, load_extractor
 from onestep_bench.models import sample_batches
 
@@ -233,7 +233,7 @@ def test_evaluate_goes_on_after_a_kill(student, digits, monkeypatch):
     asked = dict(label="EDM", steps=[1], seeds=[0, 1, 2])
     monkeypatch.setattr(models, "BATCH", 64)
     undisturbed = study.evaluate(student, few, **asked, samples=65)["rows"]  # another recipe, the same kind of work
-    score, calls = study.score, []
+    score, calls = evaluation.score, []
 
     def dying(*arguments):
         if len(calls) == 2:
@@ -242,11 +242,11 @@ def test_evaluate_goes_on_after_a_kill(student, digits, monkeypatch):
         return score(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(study, "score", dying)
+        patch.setattr(evaluation, "score", dying)
         with pytest.raises(KeyboardInterrupt):
             study.evaluate(student, few, **asked)
     calls.clear()
-    monkeypatch.setattr(study, "score", dying)
+    monkeypatch.setattr(evaluation, "score", dying)
     rows = study.evaluate(student, few, **asked)["rows"]
     assert len(calls) == 1
     assert [row["seed"] for row in rows] == [0, 1, 2]

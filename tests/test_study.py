@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from onestep_bench import data, models, samplers, scores, study
+from onestep_bench import data, evaluation, models, samplers, scores, study
 from onestep_bench.denoiser import counting
 from onestep_bench.paths import VP, alphas_cumprod
 from onestep_bench.seeds import sample_labels, sample_noise
@@ -47,14 +47,14 @@ def conditional(digits):
     return study.train("edm", digits, conditional=True, **TINY)
 
 
-def forbid(monkeypatch, *names):
-    """Let the call of a function of `study` be an error."""
+def forbid(monkeypatch, *names, room=study):
+    """Let the call of a function of `room` be an error."""
 
     def forbidden(*_, **__):
         raise AssertionError("this was to be found, not made")
 
     for name in names:
-        monkeypatch.setattr(study, name, forbidden)
+        monkeypatch.setattr(room, name, forbidden)
 
 
 def test_an_image_is_the_same_whatever_it_is_asked_with(teacher):
@@ -238,13 +238,13 @@ def test_a_bundle_says_everything_once(evaluated, teacher, digits):
 def test_a_strip_shows_the_first_samples(evaluated, teacher):
     for strip in evaluated["strips"]:
         shown = Image.open(io.BytesIO(base64.b64decode(strip["png"])))
-        assert shown.size == (study.STRIP * 8, 8)
-        images = data.to_uint8(study.sample(teacher, range(study.STRIP), sampler="heun", steps=strip["steps"]))
+        assert shown.size == (evaluation.STRIP * 8, 8)
+        images = data.to_uint8(study.sample(teacher, range(evaluation.STRIP), sampler="heun", steps=strip["steps"]))
         assert np.array_equal(np.asarray(shown), torch.cat(list(images[:, 0]), dim=-1).numpy())
 
 
 def test_scores_are_found_again_and_not_repeated(evaluated, teacher, digits, monkeypatch):
-    forbid(monkeypatch, "sample_batches", "score")
+    forbid(monkeypatch, "sample_batches", "score", room=evaluation)
     again = study.evaluate(teacher, digits, label="EDM", steps=[1, 2], sampler="heun", seeds=[0, 1])
     assert again == evaluated
     renamed = study.evaluate(teacher, digits, label="Teacher", steps=[2], sampler="heun", seeds=[0, 1])
