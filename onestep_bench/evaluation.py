@@ -5,7 +5,7 @@ import hashlib
 import io
 import json
 import platform
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -72,12 +72,16 @@ def evaluate(
         def make(folder: Path, count=count) -> dict:
             clock = cost.Stopwatch()
             reference = judges.reference(extractor, data)
-            with tqdm(total=samples * len(seeds), unit="image", desc=f"{sampler} {count}") as bar:
-                score = partial(_score_seed, model, extractor, reference, sampler, count, samples, bar)
-                found = [_once(folder / f"seed-{seed}.json", partial(score, seed)) for seed in seeds]
+            files = {seed: folder / f"seed-{seed}.json" for seed in seeds}
+            todo = [seed for seed, file in files.items() if not file.exists()]  # not those a killed run has done
+            with tqdm(total=samples * len(todo), unit="image", desc=f"{sampler} {count}") as bar:
+                for seed in todo:
+                    found = _score_seed(model, extractor, reference, sampler, count, samples, bar, seed)
+                    write_json(files[seed], found)
+            found = [json.loads(file.read_text()) for file in files.values()]
             write_json(folder / "scores.json", _together(model, sampler, count, samples, found))
-            for path in folder.glob("seed-*.json"):
-                path.unlink()
+            for file in files.values():
+                file.unlink()
             return {"kimg": 0.0, "seconds": clock.seconds, "device": device_name()}
 
         artifact = store.memo("scores", recipe, [model.artifact], make)
@@ -163,13 +167,6 @@ def _model_fields(model: Model, label: str) -> dict:
         "weights": "ema",
         "model": model.name,
     }
-
-
-def _once(path: Path, make: Callable[[], dict]) -> dict:
-    """What `make` returns, or the file a killed run left of it."""
-    if not path.exists():
-        write_json(path, make())
-    return json.loads(path.read_text())
 
 
 def _score_seed(model, extractor, reference, sampler, steps, samples, bar, seed) -> dict:

@@ -17,6 +17,7 @@ from onestep_bench.metrics import (
     frechet_from_moments,
     inception_score,
     kid,
+    kid_subsets,
     moments,
     precision_recall,
     psnr,
@@ -127,6 +128,13 @@ def test_kid_is_the_reference(small_tiles):
     expected = float(REFERENCE["kid_full_unbiased"])
     assert kid(REAL, FAKE) == pytest.approx(expected, abs=1e-9, rel=0)
     assert kid(FAKE, torch.from_numpy(REAL)) == pytest.approx(expected, abs=1e-9, rel=0)
+
+
+def test_kid_of_subsets_is_clean_fids():
+    # clean-fid works in the features' float32.
+    expected = float(REFERENCE["cleanfid/kernel_distance_seed0"])
+    assert kid_subsets(REAL, FAKE) == pytest.approx(expected, abs=1e-8, rel=0)
+    assert kid_subsets(REAL, FAKE, seed=1) != kid_subsets(REAL, FAKE)
 
 
 @pytest.mark.parametrize("metric", [kid, precision_recall])
