@@ -1,37 +1,23 @@
-"""What a notebook calls: train, make_pairs, evaluate, record. Everything but record is memoised in the store."""
+"""What a notebook calls: train, make_pairs, evaluate, record. What takes long is memoised in the store."""
 
-import base64
 import copy
-import io
-import json
 import os
-import platform
-from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from PIL import Image
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 from tqdm import tqdm
 
-from onestep_bench import __version__, checkpoints, cost, methods, models, networks, samplers, scores, store
-from onestep_bench.data import Dataset, to_uint8
-from onestep_bench.denoiser import Denoiser, counting
+from onestep_bench import checkpoints, cost, methods, models, networks, samplers, scores, store
+from onestep_bench.data import Dataset
+from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.features import load_extractor
+from onestep_bench.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
 from onestep_bench.files import replacing, write_json
 from onestep_bench.models import Model, Pairs, device, device_name, sample
-from onestep_bench.scoring import Judged, score
 from onestep_bench.seeds import seed_for
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
-
-STRIP = 12  # images in the strip of samples that a score bundle keeps
-
-
-def _versions() -> str:
-    return f"onestep_bench {__version__}, torch {torch.__version__}, python {platform.python_version()}"
 
 
 def train(
@@ -205,109 +191,6 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
     return Pairs(store.memo("pairs", recipe, [teacher.artifact], make))
 
 
-def evaluate(
-    model: Model,
-    data: Dataset,
-    *,
-    label: str,
-    steps: Sequence[int] = (1, 2, 4),
-    sampler: str = "euler",
-    seeds: Sequence[int] = (0, 1, 2),
-    samples: int | None = None,
-    features: str = "digits",
-) -> dict:
-    """Score a model at each number of steps and sampling seed, with what it costs.
-
-    label: what plots call it. samples: how many images to score, by default as many as the reference has.
-    features: a name of `features.names()`. The reference is the training split, as is usual in the field.
-    Returns a score bundle (see `scores.bundle`) for `record`.
-    """
-    if not seeds or not steps:
-        raise OnestepError("evaluate needs at least one sampling seed and one number of steps")
-    samples = samples or len(data)
-    extractor = load_extractor(features)
-    protocol = f"{extractor.protocol}; {samples} samples; reference {data.name}@{data.digest}, {len(data)} images"
-    rows, strips = [], []
-    for count in steps:
-        recipe = {
-            "sampler": sampler,
-            "steps": count,
-            "seeds": list(seeds),
-            "samples": samples,
-            "features": extractor.digest,
-            "data": data.digest,
-            "version": 2,
-            "path": model.path.spec() if model.path else None,
-        }
-
-        def make(folder: Path, count=count) -> dict:
-            clock = cost.Stopwatch()
-            write_json(folder / "scores.json", _score(model, data, extractor, sampler, count, seeds, samples))
-            return {"kimg": 0.0, "seconds": clock.seconds, "device": device_name()}
-
-        artifact = store.memo("scores", recipe, [model.artifact], make)
-        scored = json.loads((artifact.folder / "scores.json").read_text())
-        common = _common_fields(model, data, extractor, artifact, label, protocol)
-        common |= {"sampler": sampler, "steps": count, "samples": samples, "nfe": scored["nfe"]} | scored["measured"]
-        rows += [{**common, **found} for found in scored["seeds"]]
-        keys = ("label", "size", "steps", "sampler", "train_seed")
-        strips.append({key: common[key] for key in keys} | {"png": scored["strip"]})
-    return scores.bundle(rows, strips)
-
-
-def _common_fields(model, data, extractor, artifact, label, protocol) -> dict:
-    spent, recipe = model.artifact.cost(), model.artifact.recipe
-    return {
-        "dataset": data.name,
-        "label": label,
-        "method": recipe["method"],
-        "size": model.size,
-        "train_seed": recipe["seed"],
-        "params": cost.parameters(model.denoiser.net),
-        "macs": cost.macs(model.denoiser, model.shape),
-        "kimg": spent["kimg"],
-        "train_seconds": spent["seconds"],
-        "features": extractor.name,
-        "protocol": protocol,
-        "weights": "ema",
-        "model": model.name,
-        "device": artifact.meta["cost"]["device"],
-        "versions": _versions(),
-    }
-
-
-def _score(model, data, extractor, sampler, steps, seeds, samples) -> dict:
-    reference = Judged.of(*extractor.judge(data.images))
-    found, strip, evaluations, seconds = [], None, 0, 0.0
-    for seed in tqdm(seeds, desc=f"{sampler} {steps}", unit="seed"):
-        clock = cost.Stopwatch()
-        with counting(model.denoiser) as counter:
-            images = to_uint8(sample(model, range(samples), sampler=sampler, steps=steps, seed=seed))
-        seconds += clock.seconds
-        evaluations += counter.rows
-        strip = images[:STRIP] if strip is None else strip
-        found.append({"seed": seed} | score(Judged.of(*extractor.judge(images)), reference))
-    made = len(seeds) * -(-samples // models.BATCH) * models.BATCH  # the last batch is padded
-    with cost.PeakMemory(device()) as memory:
-        sample(model, range(models.BATCH), sampler=sampler, steps=steps)
-    median, p95 = cost.latency_ms(lambda: sample(model, [0], sampler=sampler, steps=steps, batch_size=1), device())
-    measured = {
-        "latency_ms": median,
-        "latency_p95_ms": p95,
-        "throughput": made / seconds,
-        "peak_memory_mb": memory.megabytes,
-    }
-    return {"seeds": found, "nfe": evaluations / made, "strip": _png_strip(strip), "measured": measured}
-
-
-def _png_strip(images: Tensor) -> str:
-    """Images (n, c, h, w) uint8 side by side as a base64 PNG."""
-    strip = torch.cat(list(images), dim=-1).permute(1, 2, 0).numpy()
-    buffer = io.BytesIO()
-    Image.fromarray(strip[..., 0] if strip.shape[-1] == 1 else strip).save(buffer, "PNG")
-    return base64.b64encode(buffer.getvalue()).decode()
-
-
 def record(*bundles: dict) -> None:
     """Show score bundles as a table and leave them in the notebook's output: an executed notebook is the record."""
     import pandas as pd
@@ -315,7 +198,7 @@ def record(*bundles: dict) -> None:
 
     rows = [row for bundle in bundles for row in bundle["rows"]]
     strips = [strip for bundle in bundles for strip in bundle["strips"]]
-    table = pd.DataFrame(rows).groupby(["label", "size", "sampler", "steps"], sort=False)
+    table = pd.DataFrame(rows).groupby(["label", "size", "sampler", "steps"], sort=False, dropna=False)
     table = table.agg(
         nfe=("nfe", "first"),
         fid=("fid", "mean"),

@@ -9,14 +9,15 @@ from hypothesis import strategies as st
 from onestep_bench import metrics
 from onestep_bench.errors import OnestepError
 from onestep_bench.metrics import (
+    Classes,
     class_gap,
-    class_shares,
     fd_infinity,
     feature_cosine,
     frechet_distance,
     frechet_from_moments,
     inception_score,
     kid,
+    kid_subsets,
     moments,
     precision_recall,
     psnr,
@@ -129,6 +130,13 @@ def test_kid_is_the_reference(small_tiles):
     assert kid(FAKE, torch.from_numpy(REAL)) == pytest.approx(expected, abs=1e-9, rel=0)
 
 
+def test_kid_of_subsets_is_clean_fids():
+    # clean-fid works in the features' float32.
+    expected = float(REFERENCE["cleanfid/kernel_distance_seed0"])
+    assert kid_subsets(REAL, FAKE) == pytest.approx(expected, abs=1e-8, rel=0)
+    assert kid_subsets(REAL, FAKE, seed=1) != kid_subsets(REAL, FAKE)
+
+
 @pytest.mark.parametrize("metric", [kid, precision_recall])
 def test_tiles_do_not_change_a_metric(metric, monkeypatch):
     whole = metric(REAL[:300], FAKE[:200])
@@ -184,6 +192,11 @@ def test_fd_infinity_takes_the_bias_away():
     assert fd_infinity(samples, shift, np.eye(32)) == fd_infinity(samples, shift, np.eye(32))
 
 
+def test_fd_infinity_refuses_to_extrapolate_from_too_few(refuses):
+    with refuses("127 samples of width 32 are too few", "draw 128"):
+        fd_infinity(np.zeros((127, 32)), np.zeros(32), np.eye(32))
+
+
 # ---- from class logits
 
 
@@ -196,7 +209,7 @@ def test_inception_score_has_closed_forms():
 
 
 def test_class_gap_is_the_total_variation_of_shares():
-    one, two = class_shares(torch.eye(4)[[0, 0, 1, 1]]), class_shares(torch.eye(4)[[1, 2, 3, 3]])
+    one, two = (Classes.of(torch.eye(4)[rows]).shares for rows in ([0, 0, 1, 1], [1, 2, 3, 3]))
     assert one.tolist() == [0.5, 0.5, 0, 0]
     assert class_gap(one, two) == 0.75
     assert class_gap(one, one) == 0

@@ -176,6 +176,7 @@ def test_published_figures_appear_only_beside_inception_rows_of_their_data_set()
     real = {"dataset": "cifar10", "features": "inception", "protocol": "clean"}
     claims = frame(scores(**real))
     assert "GDD-I" in text_of(figures.fid_vs_params(claims))
+    assert "GDD-I" in text_of(figures.fid_vs_params(frame(scores(**{**real, "features": "inception-legacy"}))))
     assert "1-Rectified Flow" in text_of(figures.fid_vs_steps(claims))
     assert "not measured here" in text_of(figures.fid_vs_steps(claims)).replace("\n", " ")
     assert "GDD-I" not in text_of(figures.fid_vs_params(claims, published=False))

@@ -1,0 +1,199 @@
+"""Score one folder of PNGs against another with onestep_bench, clean-fid and torch-fidelity, in one run.
+
+    python benchmarks/scoring.py [--images 5000] [--resolution 32] [--protocol clean legacy_tensorflow]
+
+The network is the tests' stand-in for Inception (2048 features, hardly any arithmetic), so that what is timed is what
+the libraries differ in: decoding, resizing, moments, and the Frechet distance. Each runs in a process of its own, from
+two folders of files to one number; clean-fid decodes with as many workers as there are cores, torch-fidelity with as
+many as it likes. torch-fidelity has no `clean` resizing. Memory is the peak of the process (with that of its largest
+worker) above what it held after its imports. The last lines hold ours at several numbers of images.
+"""
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+RIVALS = {"clean": ("clean-fid",), "legacy_tensorflow": ("clean-fid", "torch-fidelity")}
+
+
+def write_images(folder: Path, count: int, resolution: int, seed: int) -> None:
+    """Smooth colour pictures: noise of an eighth of the resolution, enlarged."""
+    folder.mkdir()
+    random = np.random.default_rng(seed)
+    for index in range(count):
+        small = random.integers(0, 256, (resolution // 8 + 2, resolution // 8 + 2, 3), dtype=np.uint8)
+        image = Image.fromarray(small).resize((resolution, resolution), Image.Resampling.BICUBIC)
+        image.save(folder / f"{index:06d}.png")
+
+
+def resident() -> float:
+    """Peak resident memory of this process so far, in MB."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def ours(folders: list[Path], protocol: str):
+    """A function that scores the folders with onestep_bench."""
+    from onestep_bench import scoring
+    from onestep_bench.features import inception, load_extractor
+    from onestep_bench.files import file_digest
+    from onestep_bench.metrics import frechet_from_moments
+    from onestep_bench.sources import images_at
+
+    inception.SHA256 = file_digest(Path(os.environ["ONESTEP_WEIGHTS"]) / "inception-2015-12-05.pt")
+    judge = load_extractor("inception" if protocol == "clean" else "inception-legacy")
+
+    def run() -> float:
+        sources = [images_at(folder) for folder in folders]
+        a, b = (scoring.judged(judge, source.batches(), len(source), kept=0) for source in sources)
+        return frechet_from_moments(a.mu, a.cov, b.mu, b.cov)
+
+    return run
+
+
+def clean_fid(folders: list[Path], protocol: str):
+    """A function that scores the folders with clean-fid."""
+    import torch
+
+    from onestep_bench.compat import import_torchvision
+
+    import_torchvision()
+    from cleanfid.fid import compute_fid
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    inside = protocol == "legacy_tensorflow"
+    network = InceptionV3W(os.environ["ONESTEP_WEIGHTS"], download=False, resize_inside=inside).eval()
+
+    def run() -> float:
+        return compute_fid(
+            *map(str, folders), mode=protocol, custom_feat_extractor=network, device=torch.device("cpu"),
+            num_workers=os.cpu_count(), batch_size=64, verbose=False,
+        )  # fmt: skip
+
+    return run
+
+
+def torch_fidelity(folders: list[Path], protocol: str):
+    """A function that scores the folders with torch-fidelity."""
+    import torch
+
+    from onestep_bench.compat import import_torchvision
+
+    import_torchvision()
+    from torch_fidelity import calculate_metrics, register_feature_extractor
+    from torch_fidelity.feature_extractor_base import FeatureExtractorBase
+
+    class StandIn(FeatureExtractorBase):
+        def __init__(self, name, features_list, **_):
+            super().__init__(name, features_list)
+            self.network = torch.jit.load(Path(os.environ["ONESTEP_WEIGHTS"]) / "inception-2015-12-05.pt")
+
+        @staticmethod
+        def get_provided_features_list():
+            return ("2048",)
+
+        @staticmethod
+        def get_default_feature_layer_for_metric(metric):
+            return "2048"
+
+        @staticmethod
+        def can_be_compiled():
+            return False
+
+        def forward(self, images):
+            return (self.network(images, return_features=True),)
+
+    register_feature_extractor("stand-in", StandIn)
+
+    def run() -> float:
+        found = calculate_metrics(
+            input1=str(folders[0]), input2=str(folders[1]), fid=True, feature_extractor="stand-in", cuda=False,
+            batch_size=64, cache=False, verbose=False,
+        )  # fmt: skip
+        return found["frechet_inception_distance"]
+
+    return run
+
+
+LIBRARIES = {"onestep_bench": ours, "clean-fid": clean_fid, "torch-fidelity": torch_fidelity}
+
+
+def one(library: str, protocol: str, folders: list[Path]) -> None:
+    """Run one library here and print what it took as JSON."""
+    run = LIBRARIES[library](folders, protocol)
+    before, start = resident(), time.perf_counter()
+    value = run()
+    seconds = time.perf_counter() - start
+    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
+    print(json.dumps({"seconds": seconds, "megabytes": max(resident(), workers) - before, "value": value}))
+
+
+def measured(library: str, protocol: str, folders: list[Path], weights: Path) -> dict:
+    """`one` in a fresh process."""
+    command = [sys.executable, __file__, "--one", library, "--protocol", protocol, "--folders", *map(str, folders)]
+    environment = os.environ | {"ONESTEP_WEIGHTS": str(weights)}
+    done = subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def report(library: str, found: dict, images: int) -> None:
+    """One line."""
+    print(
+        f"{library:15} {found['seconds']:7.1f} s  {images / found['seconds']:7.0f} images/s  "
+        f"{found['megabytes']:6.0f} MB  distance {found['value']:.8f}",
+        flush=True,
+    )
+
+
+def main() -> None:
+    """Print times, rates, memory and ratios."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--images", type=int, default=5000)
+    parser.add_argument("--resolution", type=int, default=32)
+    parser.add_argument("--protocol", nargs="+", choices=list(RIVALS), default=list(RIVALS))
+    parser.add_argument("--one", choices=list(LIBRARIES), help=argparse.SUPPRESS)
+    parser.add_argument("--folders", nargs=2, type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.one:
+        return one(options.one, options.protocol[0], options.folders)
+
+    from inception_standin import write
+
+    with tempfile.TemporaryDirectory() as temporary:
+        folders = [Path(temporary) / name for name in ("samples", "reference")]
+        for seed, folder in enumerate(folders):
+            write_images(folder, options.images, options.resolution, seed)
+        write(Path(temporary))
+        for protocol in options.protocol:
+            print(f"{protocol}: 2 x {options.images} images, load average {os.getloadavg()[0]:.1f}")
+            found = {
+                library: measured(library, protocol, folders, Path(temporary))
+                for library in ("onestep_bench", *RIVALS[protocol])
+            }
+            for library, values in found.items():
+                report(library, values, 2 * options.images)
+            for rival in RIVALS[protocol]:
+                ratio = found[rival]["seconds"] / found["onestep_bench"]["seconds"]
+                print(f"ratio to {rival}: {ratio:.2f}")
+        for count in (options.images // 5, options.images // 2, options.images):
+            few = [Path(temporary) / f"{count}-{folder.name}" for folder in folders]
+            for part, folder in zip(few, folders, strict=True):
+                part.mkdir()
+                for file in sorted(folder.iterdir())[:count]:
+                    os.link(file, part / file.name)
+            values = measured("onestep_bench", options.protocol[0], few, Path(temporary))
+            report(f"ours, 2 x {count}", values, 2 * count)
+
+
+if __name__ == "__main__":
+    main()
