@@ -13,17 +13,13 @@ from torch import Tensor
 from onestep_bench import checkpoints, paths, samplers, store
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
+from onestep_bench.ranks import device
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.training import LogRow
 
 # Networks are always called with this many images, the last batch padded: the arithmetic of a row depends on the
 # shape of its batch, and a sample must not.
 BATCH = 256
-
-
-def device() -> torch.device:
-    """The CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:

@@ -1,4 +1,7 @@
-"""What a notebook calls: train, make_pairs, evaluate, record. Everything but record is memoised in the store."""
+"""What a notebook calls: train, make_pairs, evaluate, record. Everything but record is memoised in the store.
+
+Ranks (see `ranks`) call the same functions and work on the same artifact: rank 0 holds its lock, writes and commits.
+"""
 
 import base64
 import copy
@@ -6,7 +9,7 @@ import io
 import json
 import os
 import platform
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -16,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from onestep_bench import __version__, checkpoints, cost, methods, models, networks, samplers, scores, store
+from onestep_bench import __version__, checkpoints, cost, methods, models, networks, ranks, samplers, scores, store
 from onestep_bench.data import Dataset, to_uint8
 from onestep_bench.denoiser import Denoiser, counting
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.features import load_extractor
 from onestep_bench.files import replacing, write_json
-from onestep_bench.models import Model, Pairs, device, device_name, sample
+from onestep_bench.models import Model, Pairs, device_name, sample
+from onestep_bench.ranks import device
 from onestep_bench.scoring import Judged, score
 from onestep_bench.seeds import seed_for
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
@@ -77,16 +81,42 @@ def train(
         nets = methods.Nets(student, teacher.denoiser if teacher else None)
         torch.manual_seed(seed_for(seed, "auxiliary"))
         nets.auxiliary = {name: net.to(device()) for name, net in chosen.auxiliary(nets, config).items()}
-        rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder)
-        write_json(folder / "log.json", [asdict(row) for row in rows])
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-        return {
-            "kimg": training.steps * training.batch_size / 1000,
-            "seconds": rows[-1].seconds,
-            "device": device_name(),
-        }
+        ema, rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder)
+        if ranks.leads():
+            checkpoints.save(ema, folder)
+            write_json(folder / "log.json", [asdict(row) for row in rows])
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return _cost(training.steps * training.batch_size / 1000, rows[-1].seconds)
 
-    return Model(store.memo("model", recipe, parents, make))
+    return Model(_memo("model", recipe, parents, make))
+
+
+def _memo(kind: str, recipe: dict, parents: Iterable[store.Artifact], make: Callable[[Path], dict]) -> store.Artifact:
+    """`store.memo`, by all ranks together: rank 0 asks the store, and if `make` is needed all of them call it."""
+
+    def make_together(folder: Path) -> dict:
+        ranks.shared(folder)
+        return make(folder)
+
+    with ranks.bound():
+        if ranks.leads():
+            artifact = store.memo(kind, recipe, parents, make_together)
+            ranks.shared(None)
+            return artifact
+        while folder := ranks.shared(None):
+            make(folder)
+        return store.Artifact(store.root() / store.key_of(kind, recipe, (parent.key for parent in parents)))
+
+
+def _cost(kimg: float, seconds: float) -> dict:
+    """The cost of an artifact; of ranks, the seconds of all of them."""
+    name = device_name() if ranks.count() == 1 else f"{ranks.count()} x {device_name()}"
+    return {"kimg": kimg, "seconds": seconds * ranks.count(), "device": name}
+
+
+def _bar(**options) -> tqdm:
+    """A progress bar, on rank 0."""
+    return tqdm(**options) if ranks.leads() else tqdm(**options, disable=True)
 
 
 def _check_inputs(method, data, size, teacher, init, conditional) -> None:
@@ -143,12 +173,12 @@ def _student(method, config, data, size, class_counts, seed, init, teacher) -> D
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 
 
-def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[LogRow]:
+def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[Denoiser, list[LogRow]]:
     ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
     labels = data.labels if nets.student.num_classes else None
     source = Source(data.images, labels, data.noise if isinstance(data, Pairs) else None, device())
     rows = []
-    with tqdm(total=round(training.steps * training.batch_size / 1000, 1), unit="kimg", desc=method.name) as bar:
+    with _bar(total=round(training.steps * training.batch_size / 1000, 1), unit="kimg", desc=method.name) as bar:
         objective = method.objective(nets, config)
         steps = fit(
             objective,
@@ -166,8 +196,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[Lo
             rows.append(row)
             bar.update(row.kimg - bar.n)
             bar.set_postfix(row.losses)
-    checkpoints.save(ema, folder)
-    return rows
+    return ema, rows
 
 
 def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18, seed: int = 0) -> Pairs:
@@ -183,26 +212,36 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
     samplers.sampler(sampler)
 
     def make(folder: Path) -> dict:
-        parts, seconds = [], 0.0
         part_size = 16 * models.BATCH
-        for first in tqdm(range(0, n, part_size), unit="part", desc="pairs"):
-            path = folder / f"part-{first:09d}.safetensors"
-            if not path.exists():
-                clock = cost.Stopwatch()
-                indices = range(first, min(first + part_size, n))
-                images = sample(teacher, indices, sampler=sampler, steps=steps, seed=seed, purpose="pairs")
-                with replacing(path) as temporary:
+        parts = {first: folder / f"part-{first:09d}.safetensors" for first in range(0, n, part_size)}
+        missing = ranks.shared([first for first, path in parts.items() if not path.exists()])
+        for first in _bar(iterable=missing, unit="part", desc="pairs"):
+            clock = cost.Stopwatch()
+            indices = range(first, min(first + part_size, n))
+            images = _sample(teacher, indices, sampler=sampler, steps=steps, seed=seed, purpose="pairs")
+            if ranks.leads():
+                with replacing(parts[first]) as temporary:
                     save_file({"images": images, "seconds": torch.tensor(clock.seconds)}, temporary)
-            part = load_file(path)
-            parts.append(part["images"])
-            seconds += part["seconds"].item()
-        with replacing(folder / "images.safetensors") as temporary:
-            save_file({"images": torch.cat(parts)}, temporary)
-        for path in folder.glob("part-*.safetensors"):
-            path.unlink()
-        return {"kimg": 0.0, "seconds": seconds, "device": device_name()}
+        return _cost(0.0, _join_parts(parts.values(), folder) if ranks.leads() else 0.0)
 
-    return Pairs(store.memo("pairs", recipe, [teacher.artifact], make))
+    return Pairs(_memo("pairs", recipe, [teacher.artifact], make))
+
+
+def _sample(model: Model, indices: Sequence[int], **asked) -> Tensor | None:
+    """`sample` by all ranks, each a share of the indices: the same images, on rank 0 alone."""
+    own = ranks.own(indices, models.BATCH)
+    images = ranks.gathered(sample(model, own, **asked) if own else torch.empty(0, *model.shape))
+    return torch.cat(images) if images else None
+
+
+def _join_parts(parts: Iterable[Path], folder: Path) -> float:
+    """Make the parts one file; the seconds they took."""
+    loaded = [load_file(path) for path in parts]
+    with replacing(folder / "images.safetensors") as temporary:
+        save_file({"images": torch.cat([part["images"] for part in loaded])}, temporary)
+    for path in folder.glob("part-*.safetensors"):
+        path.unlink()
+    return sum(part["seconds"].item() for part in loaded)
 
 
 def evaluate(
