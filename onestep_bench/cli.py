@@ -1,4 +1,4 @@
-"""`onestep-bench`: plan, run, watch and report a grid of notebooks."""
+"""`onestep-bench`: plan, run, watch and report a grid of notebooks; score images and checkpoints."""
 
 import argparse
 import os
@@ -18,8 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        grid = read_grid(options.grid, notebooks=options.notebooks, out=options.out)
-        return options.command(grid, options)
+        return options.command(options)
     except OnestepError as error:
         print(f"onestep-bench: error: {error}", file=sys.stderr)
         return 2
@@ -34,6 +33,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"onestep-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_grid_commands(commands)
+    _add_evaluate(commands)
+    return parser
+
+
+# ---- grids -----------------------------------------------------------------------------------------------------------
+
+
+def _add_grid_commands(commands) -> None:
     for command, text in (
         (_plan, "list the cells of a grid and check every parameter; runs nothing"),
         (_run, "execute the cells that are not done, then render the report"),
@@ -47,10 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=Path, metavar="DIR", help="default: reports/NAME beside the grid's folder")
         if command is _run:
             sub.add_argument("--store", type=Path, metavar="DIR", help="artifact store (ONESTEP_STORE of the cells)")
-    return parser
 
 
-def _plan(grid: Grid, options: argparse.Namespace) -> int:
+def _grid(options: argparse.Namespace) -> Grid:
+    return read_grid(options.grid, notebooks=options.notebooks, out=options.out)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    grid = _grid(options)
     heading = ("cell", "notebook", "state", "parameters", "needs")
     lines = [
         (
@@ -67,7 +79,8 @@ def _plan(grid: Grid, options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(grid: Grid, options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
+    grid = _grid(options)
     from onestep_bench import engine
 
     statuses = engine.run(grid, store=options.store)
@@ -75,7 +88,8 @@ def _run(grid: Grid, options: argparse.Namespace) -> int:
     return _exit_code(statuses)
 
 
-def _status(grid: Grid, options: argparse.Namespace) -> int:
+def _status(options: argparse.Namespace) -> int:
+    grid = _grid(options)
     statuses = _statuses(grid)
     stages: dict[str, list[Status]] = defaultdict(list)
     for status in statuses:
@@ -88,7 +102,8 @@ def _status(grid: Grid, options: argparse.Namespace) -> int:
     return 0
 
 
-def _report(grid: Grid, options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> int:
+    grid = _grid(options)
     _render(grid)
     missing = [status.cell.id for status in _statuses(grid) if status.state != "done"]
     if missing:
@@ -120,6 +135,50 @@ def _tally(name: str, statuses: list[Status]) -> tuple[str, ...]:
     states = Counter(status.state for status in statuses)
     seconds = f"{sum(status.seconds for status in statuses):.1f}"
     return (name, str(states["done"]), str(states["failed"]), str(states["to do"]), seconds)
+
+
+# ---- scores ----------------------------------------------------------------------------------------------------------
+
+
+def _add_evaluate(commands) -> None:
+    text = "score a checkpoint, or images from anywhere, against a data set or published statistics"
+    sub = commands.add_parser("evaluate", help=text, description=text)
+    sub.set_defaults(command=_evaluate)
+    what = "folder of a checkpoint; folder or zip of images; npz with uint8 arr_0 or images (n, h, w, c)"
+    sub.add_argument("source", type=Path, metavar="SOURCE", help=what)
+    sub.add_argument(
+        "--dataset", required=True, metavar="NAME|PATH", help="the reference: a data set's training images"
+    )
+    sub.add_argument(
+        "--reference", type=Path, metavar="FILE", help="its statistics instead: npz or pkl of mu and sigma"
+    )
+    sub.add_argument("--features", default="digits", metavar="JUDGE", help="feature extractor; default: digits")
+    sub.add_argument("--samples", type=int, metavar="N", help="images to score; default: as many as there are")
+    sub.add_argument("--label", metavar="TEXT", help="what tables call it; default: the name of SOURCE")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the rows to a .json or .csv")
+    model = sub.add_argument_group("of a checkpoint only")
+    model.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    model.add_argument("--steps", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
+    model.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from onestep_bench import scoresheet
+
+    if options.output:
+        scoresheet.check(options.output)
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "output")}
+    rows = scoresheet.rows_of(**given)
+    _print_table(scoresheet.table(rows))
+    for warning in scoresheet.warnings(rows):
+        print(f"warning: {warning}")
+    if options.output:
+        scoresheet.write(rows, options.output)
+        print(f"rows: {options.output}")
+    return 0
+
+
+# ---- printing --------------------------------------------------------------------------------------------------------
 
 
 def _print_table(lines: list[tuple[str, ...]]) -> None:

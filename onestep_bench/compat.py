@@ -1,5 +1,8 @@
 """Repairs for other libraries, each with its reason, each applied only where it is needed."""
 
+import sys
+import types
+
 import torch
 
 
@@ -20,6 +23,24 @@ def import_torchvision() -> None:
     import torchvision  # noqa: F401
 
     _keep.append(library)  # a collected Library takes its schemas with it
+
+
+def import_clip() -> None:
+    """Import OpenAI's `clip` beside a setuptools that has no pkg_resources any more (82 and later).
+
+    All it wants of pkg_resources is `packaging`. Raises ImportError where clip is not installed.
+    """
+    try:
+        import pkg_resources  # noqa: F401
+    except ImportError:
+        import packaging.version
+
+        sys.modules["pkg_resources"] = types.SimpleNamespace(packaging=packaging)
+        try:
+            import clip
+        finally:
+            del sys.modules["pkg_resources"]
+    import clip  # noqa: F401
 
 
 _keep: list[torch.library.Library] = []

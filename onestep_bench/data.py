@@ -12,15 +12,15 @@ import pickle
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import requests
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from onestep_bench.downloads import fetch
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.files import replacing
 
@@ -177,7 +177,7 @@ def _cifar10(root: Path) -> Arrays:
     if not all(batch.exists() for batch in batches):
         archive = root / "cifar-10-python.tar.gz"
         url = f"https://www.cs.toronto.edu/~kriz/{archive.name}"
-        _download(archive, [url], "c58f30108f718f92721af3b95e74349a")
+        fetch(archive, [url], "c58f30108f718f92721af3b95e74349a")
         _extract(archive, folder, [batch.name for batch in batches])
     images, labels = zip(*map(_read_cifar_batch, batches), strict=True)
     return np.concatenate(images), np.concatenate(labels)
@@ -196,7 +196,7 @@ def _idx_set(folders: Sequence[Path], mirrors: Sequence[str], md5s: Sequence[str
     else:
         files = [folders[0] / f"{stem}.gz" for stem in stems]
         for file, md5 in zip(files, md5s, strict=True):
-            _download(file, [mirror + file.name for mirror in mirrors], md5)
+            fetch(file, [mirror + file.name for mirror in mirrors], md5)
     images, labels = _read_idx(files[0], 3), _read_idx(files[1], 1)
     return images[:, None], labels
 
@@ -220,13 +220,19 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
 # --- CIFAR's pickles
 
 
-class _ArrayUnpickler(pickle.Unpickler):
+class ArrayUnpickler(pickle.Unpickler):
     """Loads numpy arrays and plain containers; a pickle that asks for anything else could run code."""
 
     def find_class(self, module: str, name: str) -> object:
-        # CIFAR's files were written by an old numpy, whose modules had other names.
-        allowed = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in allowed:
+        allowed = {
+            "_reconstruct": np.empty(0).__reduce__()[0],
+            "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
+            "ndarray": np.ndarray,
+            "dtype": np.dtype,
+        }
+        # Old files (CIFAR's) were written by a numpy whose modules had other names.
+        homes = ("numpy", *(f"numpy.{core}.{part}" for core in ("core", "_core") for part in ("multiarray", "numeric")))
+        if module in homes and name in allowed:
             return allowed[name]
         raise OnestepError(f"refused to unpickle {module}.{name}: only arrays are allowed; do not use this file")
 
@@ -234,7 +240,7 @@ class _ArrayUnpickler(pickle.Unpickler):
 def _read_cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
     try:
         with open(path, "rb") as file:
-            batch = _ArrayUnpickler(file, encoding="latin1").load()
+            batch = ArrayUnpickler(file, encoding="latin1").load()
         images, labels = np.asarray(batch["data"]).reshape(-1, 3, 32, 32), np.asarray(batch["labels"])
         if images.dtype != np.uint8 or labels.shape != images.shape[:1] or labels.dtype.kind != "i":
             raise ValueError("not a CIFAR-10 batch")
@@ -255,56 +261,6 @@ def _extract(archive: Path, folder: Path, members: Sequence[str]) -> None:
                     temporary.write_bytes(content)
     except (tarfile.TarError, KeyError, AttributeError, EOFError, zlib.error) as error:
         raise OnestepError(f"{archive} is damaged ({error}); delete it and load again") from error
-
-
-# --- downloads
-
-
-def _download(target: Path, urls: Sequence[str], md5: str) -> None:
-    """Make `target` a file with checksum `md5`: the one that is there, or what the first of `urls` to answer sends."""
-    if target.exists():
-        return _verify(target, target, md5)
-    unreachable = OnestepError(
-        f"{target.name} is missing and cannot be downloaded from {urls[0]}; put the file at {target} (MD5 {md5})"
-    )
-    response = next(filter(None, map(_request, urls)), None)
-    if response is None:
-        raise unreachable
-    with response, replacing(target) as temporary:
-        if not _save(response, temporary):
-            raise unreachable
-        _verify(temporary, target, md5)
-
-
-# ConnectionError and not OSError: a full disk must not pass for a dead network.
-_NETWORK_ERRORS = (requests.RequestException, ConnectionError)
-
-
-def _request(url: str) -> requests.Response | None:
-    try:
-        response = requests.get(url, stream=True, timeout=30)
-        response.raise_for_status()
-    except _NETWORK_ERRORS:
-        return None
-    return response
-
-
-def _save(response: requests.Response, path: Path) -> bool:
-    """Whether the whole body arrived at `path`."""
-    try:
-        with open(path, "wb") as file:
-            for block in response.iter_content(1 << 20):
-                file.write(block)
-    except _NETWORK_ERRORS:
-        return False
-    return True
-
-
-def _verify(path: Path, target: Path, md5: str) -> None:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise OnestepError(f"checksum mismatch for {target}: MD5 {found}, expected {md5}; fetch the file again")
 
 
 # --- zips and folders of images
@@ -328,13 +284,19 @@ def _read_zip(path: Path) -> Arrays:
 
 
 def _read_members(source: Path, files: list[str], read: Callable[[str], bytes]) -> Arrays:
+    images = image_names(source, files)
+    labels = _read_labels(source, images, read) if "dataset.json" in files else None
+    return _read_images(source, images, read), labels
+
+
+def image_names(source: Path, files: Iterable[str]) -> list[str]:
+    """Those of a source's files that are images by their name, sorted. Raises OnestepError if there are none."""
     # Names that begin with a dot are what file managers and archivers leave behind (._image.png).
     visible = sorted(f for f in files if not any(part.startswith(".") for part in PurePosixPath(f).parts))
     images = [f for f in visible if f.lower().endswith(_SUFFIXES)]
     if not images:
         raise OnestepError(f"{source} holds no images ({', '.join(_SUFFIXES)}); choose another folder or zip")
-    labels = _read_labels(source, images, read) if "dataset.json" in files else None
-    return _read_images(source, images, read), labels
+    return images
 
 
 def _read_labels(source: Path, images: list[str], read: Callable[[str], bytes]) -> np.ndarray | None:
@@ -357,28 +319,29 @@ def _read_labels(source: Path, images: list[str], read: Callable[[str], bytes]) 
 
 def _read_images(source: Path, files: list[str], read: Callable[[str], bytes]) -> np.ndarray:
     """Decode into one array that is allocated once, since a set may fill half the memory."""
-    first = _decode(source, files[0], read)
+    first = decode(source, files[0], read)
     height, width = first.shape[1:]
     if height != width:
         raise OnestepError(f"{source}: {files[0]} is {width}x{height}; images must be square, so crop them first")
     images = np.empty((len(files), *first.shape), np.uint8)
     for index, file in enumerate(files):
-        image = _decode(source, file, read)
+        image = decode(source, file, read)
         if image.shape != first.shape:
             raise OnestepError(
-                f"{source}: {file} is {_describe(image)} but {files[0]} is {_describe(first)}; make all images alike"
+                f"{source}: {file} is {describe(image)} but {files[0]} is {describe(first)}; make all images alike"
             )
         images[index] = image
     return images
 
 
-def _describe(image: np.ndarray) -> str:
+def describe(image: np.ndarray) -> str:
+    """Size and kind of an image (c, h, w), in words."""
     channels, height, width = image.shape
     return f"{width}x{height} {'grey' if channels == 1 else 'colour'}"
 
 
-def _decode(source: Path, file: str, read: Callable[[str], bytes]) -> np.ndarray:
-    """uint8 (c, h, w) of one image file."""
+def decode(source: Path, file: str, read: Callable[[str], bytes]) -> np.ndarray:
+    """uint8 (c, h, w) of one image file. Raises OnestepError for a damaged one and for modes but grey and RGB."""
     try:
         with Image.open(io.BytesIO(read(file)), formats=_FORMATS) as image:
             mode, pixels = image.mode, np.asarray(image)

@@ -347,7 +347,7 @@ def _caption(axes: Axes, rows: pd.DataFrame, lines: pd.DataFrame, claims: pd.Dat
 
 def _claims(rows: pd.DataFrame) -> pd.DataFrame:
     """Published figures that the rows may be set beside: same data set, Inception features."""
-    if rows["features"].iloc[0] != "inception":
+    if not rows["features"].iloc[0].startswith("inception"):
         return _no_claims()
     claims = pd.read_csv(PUBLISHED)
     claims = claims[claims["dataset"] == rows["dataset"].iloc[0]]

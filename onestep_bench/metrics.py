@@ -1,6 +1,7 @@
 """Distances between sets of images, computed from their features (n, d)."""
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -35,16 +36,18 @@ def fd_infinity(features: Features, mu: np.ndarray, cov: np.ndarray) -> float:
 
     The bias of the distance falls as 1/n: a line through the distances of random subsets over 1/n is read off at 0
     (Chong and Forsyth 2020, arXiv 1911.07023). As in the paper there are 15 subsets, evenly spaced from a tenth of the
-    n there are (5,000 of 50,000) to all of them. They are the same at every call.
-    The result can be below zero: it is an estimate. Raises as `moments` does.
+    n there are (5,000 of 50,000) to all of them. They are the same at every call. None has fewer than 2 d features,
+    below which the bias is no straight line. The result can be below zero: it is an estimate.
+    Raises OnestepError as `moments` does, and for fewer than 4 d features.
     """
     features = _checked(features)
-    sizes = np.unique(np.linspace(max(len(features) // 10, 2), len(features), 15).astype(int))
+    n, width = features.shape
+    if n < 4 * width:
+        raise OnestepError(f"{n} samples of width {width} are too few to extrapolate from; draw {4 * width}")
+    sizes = np.linspace(max(n // 10, 2 * width), n, 15).astype(int)
     random = np.random.default_rng(0)
-    subsets = (features[torch.from_numpy(random.permutation(len(features))[:size])] for size in sizes)
+    subsets = (features[torch.from_numpy(random.permutation(n)[:size])] for size in sizes)
     distances = [frechet_from_moments(*moments(subset), mu, cov) for subset in subsets]
-    if len(sizes) < 2:
-        return distances[0]
     return float(np.polyfit(1 / sizes, distances, 1)[1])
 
 
@@ -200,24 +203,67 @@ def _checked(features: Features) -> torch.Tensor:
 # ---- from class logits
 
 
+@dataclass(frozen=True)
+class Classes:
+    """Sums over n images: assigned (classes,) int64, images of each class; probability (classes,) float64, sum of
+    p(class | image); entropy, sum of the entropies of p(class | image) in nats. Sums of two sets add up.
+    """
+
+    n: int
+    assigned: torch.Tensor
+    probability: torch.Tensor
+    entropy: float
+
+    @classmethod
+    def of(cls, logits: torch.Tensor) -> "Classes":
+        """From logits (n, classes)."""
+        log_p = torch.as_tensor(logits).double().log_softmax(1)
+        p = log_p.exp()
+        entropy = -torch.special.xlogy(p, p).sum().item()
+        assigned = torch.bincount(log_p.argmax(1), minlength=log_p.shape[1])
+        return cls(len(log_p), assigned.cpu(), p.sum(0).cpu(), entropy)
+
+    def __add__(self, other: "Classes") -> "Classes":
+        return Classes(
+            self.n + other.n,
+            self.assigned + other.assigned,
+            self.probability + other.probability,
+            self.entropy + other.entropy,
+        )
+
+    @property
+    def inception_score(self) -> float:
+        """exp of the mean KL divergence between p(class | image) and p(class): see the function of this name."""
+        marginal = self.probability / self.n
+        return float(np.exp(-torch.special.xlogy(marginal, marginal).sum().item() - self.entropy / self.n))
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Share of the images (classes,) float64 assigned to each class."""
+        return (self.assigned.double() / self.n).numpy()
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """All of it as tensors, for a file."""
+        return {
+            "classified": torch.tensor(self.n),
+            "assigned": self.assigned,
+            "probability": self.probability,
+            "entropy": torch.tensor(self.entropy, dtype=torch.float64),
+        }
+
+    @classmethod
+    def from_tensors(cls, tensors: dict[str, torch.Tensor]) -> "Classes":
+        """What `tensors` gave."""
+        return cls(int(tensors["classified"]), tensors["assigned"], tensors["probability"], float(tensors["entropy"]))
+
+
 def inception_score(logits: torch.Tensor) -> float:
     """exp of the mean KL divergence between p(class | image) and p(class), from logits (n, classes).
 
     Salimans et al. 2016, arXiv 1606.03498, over all images at once: splitting them, as is often done, only adds bias
     (Barratt and Sharma 2018, arXiv 1801.01973). Between 1 and the number of classes.
     """
-    log_p = torch.as_tensor(logits).double().log_softmax(1)
-    p = log_p.exp()
-    marginal = p.mean(0)
-    entropy_of_mean = -torch.special.xlogy(marginal, marginal).sum()
-    mean_entropy = -(p * log_p.clamp(min=-1e6)).sum(1).mean()
-    return float((entropy_of_mean - mean_entropy).exp())
-
-
-def class_shares(logits: torch.Tensor) -> np.ndarray:
-    """Share of images (classes,) float64 assigned to each class by logits (n, classes)."""
-    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double()
-    return (counts / len(logits)).cpu().numpy()
+    return Classes.of(logits).inception_score
 
 
 def class_gap(shares_a: np.ndarray, shares_b: np.ndarray) -> float:

@@ -2,9 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 
 import torch
 from safetensors.torch import load_file
@@ -13,6 +14,7 @@ from torch import Tensor
 from onestep_bench import checkpoints, paths, samplers, store
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
+from onestep_bench.files import file_digest
 from onestep_bench.ranks import device
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.training import LogRow
@@ -20,6 +22,7 @@ from onestep_bench.training import LogRow
 # Networks are always called with this many images, the last batch padded: the arithmetic of a row depends on the
 # shape of its batch, and a sample must not.
 BATCH = 256
+FOREIGN = "foreign"  # in place of a method's name: a model that was not trained here
 
 
 def device_name() -> str:
@@ -68,10 +71,37 @@ class Model:
         return self.artifact.recipe["class_counts"]
 
     @property
+    def spent(self) -> dict:
+        """{kimg, seconds} of the whole lineage; None each where part of it was not trained here."""
+        if any(artifact.recipe.get("method") == FOREIGN for artifact in self.artifact.lineage()):
+            return {"kimg": None, "seconds": None}
+        return self.artifact.cost()
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of its images."""
         config = self.denoiser.net.config
         return config["in_channels"], config["img_resolution"], config["img_resolution"]
+
+
+def model_at(folder: Path) -> Model:
+    """The model in a folder: an artifact of a store, or `model.safetensors` beside `config.json` from anywhere.
+
+    The latter is copied into the store, under the hash of its files. What its training cost is not known, nor, if it
+    is conditional, the proportions of its classes: they count as equal.
+    Raises OnestepError if the folder holds no whole model.
+    """
+    if (folder / store.META).exists():
+        return Model(store.Artifact(folder.resolve()))
+    denoiser = checkpoints.load(folder)
+    files = {name: file_digest(folder / name) for name in (checkpoints.WEIGHTS, checkpoints.CONFIG)}
+    recipe = {"method": FOREIGN, "version": 1, "files": files, "size": None, "seed": None}
+
+    def make(made: Path) -> dict:
+        checkpoints.save(denoiser, made)
+        return {"kimg": 0.0, "seconds": 0.0, "device": device_name()}
+
+    return Model(store.memo("model", recipe | {"class_counts": [1] * denoiser.num_classes}, [], make))
 
 
 @dataclass(frozen=True)
@@ -113,30 +143,46 @@ def sample(
     steps: int = 1,
     seed: int = 0,
     purpose: str = "sample",
-    batch_size: int | None = None,
 ) -> Tensor:
-    """Images (len(indices), c, h, w) float32 in about [-1, 1], on the CPU.
+    """Images (len(indices), c, h, w) float32 in about [-1, 1], on the CPU: all batches of `sample_batches` together."""
+    batches = sample_batches(model, indices, sampler=sampler, steps=steps, seed=seed, purpose=purpose)
+    return torch.cat([batch.cpu() for batch in batches])
 
-    Image i is a function of (model, sampler, steps, seed, purpose, indices[i]) and of nothing else in its batch; in its
-    last bits also of batch_size (by default `BATCH`; a shorter last batch is padded). Labels of a conditional model
-    are drawn in the proportions of its training data.
+
+def sample_batches(
+    model: Model,
+    indices: Sequence[int],
+    *,
+    sampler: str = "euler",
+    steps: int = 1,
+    seed: int = 0,
+    purpose: str = "sample",
+    network_batch: int | None = None,
+) -> Iterator[Tensor]:
+    """Images (up to network_batch, c, h, w) float32 in about [-1, 1], on `device()`, in the order of the indices.
+
+    Image i is a function of (model, sampler, steps, seed, purpose, indices[i]) and of nothing else in its batch, so
+    that any split of the indices over calls, processes or devices of one type gives the same images, bit for bit. In
+    its last bits it is also a function of network_batch, with which the network is always called, padding the last
+    batch: by default `BATCH`; another number is for timing, not for scores. Labels of a conditional model are drawn in
+    the proportions of its training data.
     Raises OnestepError if the sampler is unknown, there are no indices, or an image is not finite.
     """
     if not len(indices):
         raise OnestepError("asked for no images at all; ask for at least 1")
-    batch_size = batch_size or BATCH
     step = samplers.sampler(sampler)
-    denoiser = model.denoiser
-    times = samplers.default_times(denoiser.path, steps)
-    batches = []
-    for start in range(0, len(indices), batch_size):
-        asked = indices[start : start + batch_size]
-        padded = [*asked, *[asked[0]] * (batch_size - len(asked))]
-        noise = sample_noise(seed, padded, model.shape, purpose).to(device())
-        labels = _labels(seed, padded, model.class_counts, purpose)
-        images = step(denoiser, noise, times, None if labels is None else labels.to(device()))
-        batches.append(images[: len(asked)].cpu())
-    images = torch.cat(batches)
-    if not images.isfinite().all():
-        raise OnestepError(f"{model.artifact.key} made images that are not finite with {sampler}, {steps} steps")
-    return images
+    times = samplers.default_times(model.denoiser.path, steps)
+    network_batch = network_batch or BATCH
+
+    def batches():
+        for start in range(0, len(indices), network_batch):
+            asked = indices[start : start + network_batch]
+            padded = [*asked, *[asked[0]] * (network_batch - len(asked))]
+            noise = sample_noise(seed, padded, model.shape, purpose).to(device())
+            labels = _labels(seed, padded, model.class_counts, purpose)
+            images = step(model.denoiser, noise, times, None if labels is None else labels.to(device()))[: len(asked)]
+            if not images.isfinite().all():
+                raise OnestepError(f"{model.name} made images that are not finite with {sampler}, {steps} steps")
+            yield images
+
+    return batches()

@@ -89,10 +89,9 @@ def average(tensors: Sequence[Tensor]) -> None:
     torch._foreach_copy_(list(tensors), [piece.view_as(tensor) for piece, tensor in zip(pieces, tensors, strict=True)])
 
 
-def own(items: Sequence[T], unit: int = 1) -> Sequence[T]:
-    """This rank's items: a contiguous share in whole units (the last one may be short). May be empty."""
-    units = -(-len(items) // unit)
-    first, last = (units * rank // count() * unit for rank in (index(), index() + 1))
+def own(items: Sequence[T]) -> Sequence[T]:
+    """This rank's items: contiguous, in the ranks' order, and as many as any other's or one more."""
+    first, last = (len(items) * rank // count() for rank in (index(), index() + 1))
     return items[first:last]
 
 

@@ -5,12 +5,14 @@ Ranks (see `ranks`) call the same functions and work on the same artifact: rank 
 
 import base64
 import copy
+import hashlib
 import io
 import json
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -19,16 +21,31 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from onestep_bench import __version__, checkpoints, cost, methods, models, networks, ranks, samplers, scores, store
+from onestep_bench import (
+    __version__,
+    checkpoints,
+    cost,
+    judges,
+    methods,
+    models,
+    networks,
+    ranks,
+    samplers,
+    scores,
+    scoring,
+    store,
+)
 from onestep_bench.data import Dataset, to_uint8
 from onestep_bench.denoiser import Denoiser, counting
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.features import load_extractor
+from onestep_bench.features import FeatureExtractor
 from onestep_bench.files import replacing, write_json
-from onestep_bench.models import Model, Pairs, device_name, sample
+from onestep_bench.judges import Statistics
+from onestep_bench.models import Model, Pairs, device_name, sample, sample_batches
 from onestep_bench.ranks import device
-from onestep_bench.scoring import Judged, score
+from onestep_bench.scoring import combined, head, judged, score
 from onestep_bench.seeds import seed_for
+from onestep_bench.sources import Images
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
 
 STRIP = 12  # images in the strip of samples that a score bundle keeps
@@ -229,7 +246,7 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
 
 def _sample(model: Model, indices: Sequence[int], **asked) -> Tensor | None:
     """`sample` by all ranks, each a share of the indices: the same images, on rank 0 alone."""
-    own = ranks.own(indices, models.BATCH)
+    own = ranks.own(indices)
     images = ranks.gathered(sample(model, own, **asked) if own else torch.empty(0, *model.shape))
     return torch.cat(images) if images else None
 
@@ -246,7 +263,7 @@ def _join_parts(parts: Iterable[Path], folder: Path) -> float:
 
 def evaluate(
     model: Model,
-    data: Dataset,
+    data: Dataset | Statistics,
     *,
     label: str,
     steps: Sequence[int] = (1, 2, 4),
@@ -257,15 +274,16 @@ def evaluate(
 ) -> dict:
     """Score a model at each number of steps and sampling seed, with what it costs.
 
-    label: what plots call it. samples: how many images to score, by default as many as the reference has.
-    features: a name of `features.names()`. The reference is the training split, as is usual in the field.
+    data: the reference; of a data set it is the training split, as is usual in the field. label: what plots call the
+    model. samples: how many images to score, by default as many as the reference has. features: a name of
+    `judges.names()`. A killed run keeps the seeds that were done.
     Returns a score bundle (see `scores.bundle`) for `record`.
     """
     if not seeds or not steps:
         raise OnestepError("evaluate needs at least one sampling seed and one number of steps")
-    samples = samples or len(data)
-    extractor = load_extractor(features)
-    protocol = f"{extractor.protocol}; {samples} samples; reference {data.name}@{data.digest}, {len(data)} images"
+    samples = _enough(samples, data)
+    _same_shape(model.name, model.shape, data)
+    extractor = judges.judge(features, data)
     rows, strips = [], []
     for count in steps:
         recipe = {
@@ -274,30 +292,98 @@ def evaluate(
             "seeds": list(seeds),
             "samples": samples,
             "features": extractor.digest,
+            "judge": extractor.protocol,
             "data": data.digest,
-            "version": 2,
+            "version": 3,
             "path": model.path.spec() if model.path else None,
         }
 
         def make(folder: Path, count=count) -> dict:
             clock = cost.Stopwatch()
-            write_json(folder / "scores.json", _score(model, data, extractor, sampler, count, seeds, samples))
-            return {"kimg": 0.0, "seconds": clock.seconds, "device": device_name()}
+            reference = judges.reference(extractor, data)
+            own = ranks.own(range(samples))
+            with _bar(total=len(own) * len(seeds), unit="image", desc=f"{sampler} {count}") as bar:
+                score = partial(_score_seed, model, extractor, reference, sampler, count, samples, bar)
+                found = [_once(folder / f"seed-{seed}.json", partial(score, seed)) for seed in seeds]
+            if ranks.leads():
+                write_json(folder / "scores.json", _together(model, sampler, count, found))
+                for path in folder.glob("seed-*.json"):
+                    path.unlink()
+            return _cost(0.0, clock.seconds)
 
-        artifact = store.memo("scores", recipe, [model.artifact], make)
+        artifact = _memo("scores", recipe, [model.artifact], make)
         scored = json.loads((artifact.folder / "scores.json").read_text())
-        common = _common_fields(model, data, extractor, artifact, label, protocol)
-        common |= {"sampler": sampler, "steps": count, "samples": samples, "nfe": scored["nfe"]} | scored["measured"]
-        rows += [{**common, **found} for found in scored["seeds"]]
+        common = _judged_by(data, extractor, samples) | _model_fields(model, label) | scored["measured"]
+        common |= {"sampler": sampler, "steps": count, "nfe": scored["nfe"]}
+        common["device"] = artifact.meta["cost"]["device"]
+        rows += [{**common, **seed} for seed in scored["seeds"]]
         keys = ("label", "size", "steps", "sampler", "train_seed")
         strips.append({key: common[key] for key in keys} | {"png": scored["strip"]})
     return scores.bundle(rows, strips)
 
 
-def _common_fields(model, data, extractor, artifact, label, protocol) -> dict:
-    spent, recipe = model.artifact.cost(), model.artifact.recipe
+def evaluate_images(
+    images: Images,
+    data: Dataset | Statistics,
+    *,
+    label: str | None = None,
+    samples: int | None = None,
+    features: str = "digits",
+) -> dict:
+    """Score images that somebody else made, by the same judge as `evaluate`, in one row; what is not known is None.
+
+    samples: how many of them to score, the first ones, by default all. Nothing but the judged reference is stored.
+    """
+    samples = _enough(len(images) if samples is None else samples, data)
+    if samples > len(images):
+        raise OnestepError(f"{samples} samples were asked for, and {images.name} has {len(images)}; ask for fewer")
+    _same_shape(images.name, images.shape, data)
+    extractor = judges.judge(features, data)
+    digest = hashlib.sha256()
+
+    def hashed(bar) -> Iterator[Tensor]:
+        for batch in head(images.batches(), samples):
+            digest.update(batch.contiguous().numpy().data)
+            yield batch
+            bar.update(len(batch))
+
+    reference = judges.reference(extractor, data)
+    with _bar(total=samples, unit="image", desc=images.name) as bar:
+        found = score(judged(extractor, hashed(bar), samples), reference)
+    row = dict.fromkeys(scores.FIELDS) | _judged_by(data, extractor, samples) | found
+    row |= {"label": label or images.name, "model": f"images-{digest.hexdigest()[:16]}", "device": device_name()}
+    return scores.bundle([row], [])
+
+
+def _enough(samples: int | None, data: Dataset | Statistics) -> int:
+    if samples is None and isinstance(data, Statistics):
+        raise OnestepError("published statistics do not say how many samples to score; pass samples=")
+    samples = len(data) if samples is None else samples
+    if samples < 2 * ranks.count():
+        where = f" by {ranks.count()} ranks" if ranks.count() > 1 else ""
+        raise OnestepError(f"{samples} samples cannot be scored{where}; a distance needs at least {2 * ranks.count()}")
+    return samples
+
+
+def _same_shape(name: str, shape: tuple[int, int, int], data: Dataset | Statistics) -> None:
+    if isinstance(data, Dataset) and tuple(shape) != data.shape:
+        ours, theirs = ("x".join(map(str, (*given[1:], given[0]))) for given in (shape, data.shape))
+        raise OnestepError(f"{name} has {ours} images, but the reference {data.name} {theirs}; choose one of that size")
+
+
+def _judged_by(data: Dataset | Statistics, extractor: FeatureExtractor, samples: int) -> dict:
     return {
         "dataset": data.name,
+        "features": extractor.name,
+        "protocol": judges.protocol(extractor, samples, data),
+        "samples": samples,
+        "versions": _versions(),
+    }
+
+
+def _model_fields(model: Model, label: str) -> dict:
+    spent, recipe = model.spent, model.artifact.recipe
+    return {
         "label": label,
         "method": recipe["method"],
         "size": model.size,
@@ -306,37 +392,66 @@ def _common_fields(model, data, extractor, artifact, label, protocol) -> dict:
         "macs": cost.macs(model.denoiser, model.shape),
         "kimg": spent["kimg"],
         "train_seconds": spent["seconds"],
-        "features": extractor.name,
-        "protocol": protocol,
         "weights": "ema",
         "model": model.name,
-        "device": artifact.meta["cost"]["device"],
-        "versions": _versions(),
     }
 
 
-def _score(model, data, extractor, sampler, steps, seeds, samples) -> dict:
-    reference = Judged.of(*extractor.judge(data.images))
-    found, strip, evaluations, seconds = [], None, 0, 0.0
-    for seed in tqdm(seeds, desc=f"{sampler} {steps}", unit="seed"):
-        clock = cost.Stopwatch()
-        with counting(model.denoiser) as counter:
-            images = to_uint8(sample(model, range(samples), sampler=sampler, steps=steps, seed=seed))
-        seconds += clock.seconds
-        evaluations += counter.rows
-        strip = images[:STRIP] if strip is None else strip
-        found.append({"seed": seed} | score(Judged.of(*extractor.judge(images)), reference))
-    made = len(seeds) * -(-samples // models.BATCH) * models.BATCH  # the last batch is padded
+def _once(path: Path, make: Callable[[], dict]) -> dict:
+    """What `make`, called by all ranks, returns on rank 0, or the file a killed run left of it."""
+    if not ranks.shared(path.exists()):
+        made = make()
+        if ranks.leads():
+            write_json(path, made)
+    return json.loads(path.read_text()) if ranks.leads() else {}
+
+
+def _score_seed(model, extractor, reference, sampler, steps, samples, bar, seed) -> dict:
+    own = ranks.own(range(samples))
+    strip, seconds = None, 0.0
+
+    def images() -> Iterator[Tensor]:
+        nonlocal strip, seconds
+        batches, clock = (
+            sample_batches(model, own, sampler=sampler, steps=steps, seed=seed),
+            cost.Stopwatch(),
+        )
+        for batch in batches:
+            batch = to_uint8(batch)
+            seconds += clock.seconds
+            strip = batch[:STRIP].cpu() if strip is None else strip
+            yield batch
+            bar.update(len(batch))
+            clock = cost.Stopwatch()
+
+    with counting(model.denoiser) as counter:
+        part = judged(extractor, images(), len(own), kept=scoring.KEPT * len(own) // samples)
+    made = -(-len(own) // models.BATCH) * models.BATCH  # the last batch is padded
+    parts = ranks.gathered((part, strip, {"seconds": seconds, "evaluations": counter.rows, "made": made}))
+    if not parts:
+        return {}
+    judgements, strips, numbers = zip(*parts, strict=True)
+    return {
+        "row": {"seed": seed} | score(combined(judgements), reference),
+        "strip": _png_strip(torch.cat(strips)[:STRIP]),
+        **{name: sum(of_rank[name] for of_rank in numbers) for name in numbers[0]},
+    }
+
+
+def _together(model, sampler, steps, found: list[dict]) -> dict:
+    made = sum(one["made"] for one in found)
+    draw = partial(sample_batches, model, sampler=sampler, steps=steps)
     with cost.PeakMemory(device()) as memory:
-        sample(model, range(models.BATCH), sampler=sampler, steps=steps)
-    median, p95 = cost.latency_ms(lambda: sample(model, [0], sampler=sampler, steps=steps, batch_size=1), device())
+        next(draw(range(models.BATCH)))
+    median, p95 = cost.latency_ms(lambda: next(draw([0], network_batch=1)), device())
     measured = {
         "latency_ms": median,
         "latency_p95_ms": p95,
-        "throughput": made / seconds,
+        "throughput": made / sum(one["seconds"] for one in found),
         "peak_memory_mb": memory.megabytes,
     }
-    return {"seeds": found, "nfe": evaluations / made, "strip": _png_strip(strip), "measured": measured}
+    nfe = sum(one["evaluations"] for one in found) / made
+    return {"seeds": [one["row"] for one in found], "nfe": nfe, "strip": found[0]["strip"], "measured": measured}
 
 
 def _png_strip(images: Tensor) -> str:
@@ -354,7 +469,7 @@ def record(*bundles: dict) -> None:
 
     rows = [row for bundle in bundles for row in bundle["rows"]]
     strips = [strip for bundle in bundles for strip in bundle["strips"]]
-    table = pd.DataFrame(rows).groupby(["label", "size", "sampler", "steps"], sort=False)
+    table = pd.DataFrame(rows).groupby(["label", "size", "sampler", "steps"], sort=False, dropna=False)
     table = table.agg(
         nfe=("nfe", "first"),
         fid=("fid", "mean"),

@@ -3,7 +3,7 @@
     python scripts/train_digits_classifier.py [OUTPUT.safetensors]
 
 Deterministic: the same machine type writes the same bytes. Prints the accuracy on the held-out fifth and the SHA-256
-that belongs in onestep_bench/features.py.
+that belongs in onestep_bench/features/digits.py.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 from torch.nn import functional
 
 from onestep_bench.data import load, to_unit
-from onestep_bench.features import DIGITS_WEIGHTS, DigitsClassifier
+from onestep_bench.features.digits import DIGITS_WEIGHTS, DigitsClassifier
 from onestep_bench.files import file_digest, replacing
 from onestep_bench.seeds import generator
 

@@ -1,9 +1,9 @@
 import pytest
 import torch
 
-from onestep_bench import features
 from onestep_bench.data import load
 from onestep_bench.errors import OnestepError
+from onestep_bench.features import digits as digits_judge
 from onestep_bench.features import load_extractor
 from onestep_bench.metrics import frechet_distance
 
@@ -28,7 +28,7 @@ def test_features_and_logits_have_the_promised_form(judge, digits):
 
 
 def test_says_which_weights_judged(judge):
-    assert judge.digest == features.DIGITS_SHA256
+    assert judge.digest == digits_judge.DIGITS_SHA256
     assert judge.protocol == f"digits-cnn@{judge.digest[:12]}; no resize"
 
 
@@ -64,7 +64,9 @@ def test_distance_grows_with_damage(judge, digits):
     ],
 )
 def test_other_images_are_refused(judge, images, given):
-    with pytest.raises(OnestepError, match=rf"digits data set only.*\(n, 1, 8, 8\) and was given {given}"):
+    with pytest.raises(
+        OnestepError, match=rf"'digits' judge takes only images like.*\(n, 1, 8, 8\) and was given {given}"
+    ):
         judge(images)
 
 
@@ -75,7 +77,7 @@ def test_unknown_extractor_hints_at_the_known_one():
 
 def test_damaged_or_missing_weights_are_one_clear_line(monkeypatch, tmp_path):
     weights = tmp_path / "weights.safetensors"
-    monkeypatch.setattr(features, "DIGITS_WEIGHTS", weights)
+    monkeypatch.setattr(digits_judge, "DIGITS_WEIGHTS", weights)
     with pytest.raises(OnestepError, match=r"cannot read .*weights.safetensors.*reinstall"):
         load_extractor("digits")
     weights.write_bytes(b"rubbish")

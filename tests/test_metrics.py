@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from onestep_bench import metrics
 from onestep_bench.errors import OnestepError
 from onestep_bench.metrics import (
+    Classes,
     class_gap,
-    class_shares,
     fd_infinity,
     feature_cosine,
     frechet_distance,
@@ -184,6 +184,11 @@ def test_fd_infinity_takes_the_bias_away():
     assert fd_infinity(samples, shift, np.eye(32)) == fd_infinity(samples, shift, np.eye(32))
 
 
+def test_fd_infinity_refuses_to_extrapolate_from_too_few(refuses):
+    with refuses("127 samples of width 32 are too few", "draw 128"):
+        fd_infinity(np.zeros((127, 32)), np.zeros(32), np.eye(32))
+
+
 # ---- from class logits
 
 
@@ -196,7 +201,7 @@ def test_inception_score_has_closed_forms():
 
 
 def test_class_gap_is_the_total_variation_of_shares():
-    one, two = class_shares(torch.eye(4)[[0, 0, 1, 1]]), class_shares(torch.eye(4)[[1, 2, 3, 3]])
+    one, two = (Classes.of(torch.eye(4)[rows]).shares for rows in ([0, 0, 1, 1], [1, 2, 3, 3]))
     assert one.tolist() == [0.5, 0.5, 0, 0]
     assert class_gap(one, two) == 0.75
     assert class_gap(one, one) == 0
