@@ -32,7 +32,6 @@ from onestep_bench import (
     ranks,
     samplers,
     scores,
-    scoring,
     store,
 )
 from onestep_bench.data import Dataset, to_uint8
@@ -43,7 +42,7 @@ from onestep_bench.files import replacing, write_json
 from onestep_bench.judges import Statistics
 from onestep_bench.models import Model, Pairs, device_name, sample, sample_batches
 from onestep_bench.ranks import device
-from onestep_bench.scoring import combined, head, judged, score
+from onestep_bench.scoring import KEPT, combined, head, judged, score
 from onestep_bench.seeds import seed_for
 from onestep_bench.sources import Images
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
@@ -425,7 +424,7 @@ def _score_seed(model, extractor, reference, sampler, steps, samples, bar, seed)
             clock = cost.Stopwatch()
 
     with counting(model.denoiser) as counter:
-        part = judged(extractor, images(), len(own), kept=scoring.KEPT * len(own) // samples)
+        part = judged(extractor, images(), len(own), kept=KEPT * len(own) // samples)
     made = -(-len(own) // models.BATCH) * models.BATCH  # the last batch is padded
     parts = ranks.gathered((part, strip, {"seconds": seconds, "evaluations": counter.rows, "made": made}))
     if not parts:
