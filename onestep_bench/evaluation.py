@@ -12,17 +12,17 @@ from pathlib import Path
 import torch
 from PIL import Image
 from torch import Tensor
-from tqdm import tqdm
 
-from onestep_bench import __version__, cost, judges, models, scores, store
+from onestep_bench import __version__, cost, judges, models, ranks, scores, together
 from onestep_bench.data import Dataset, to_uint8
 from onestep_bench.denoiser import counting
 from onestep_bench.errors import OnestepError
 from onestep_bench.features import FeatureExtractor
 from onestep_bench.files import write_json
 from onestep_bench.judges import Statistics
-from onestep_bench.models import Model, device, device_name, sample_batches
-from onestep_bench.scoring import head, judged, score
+from onestep_bench.models import Model, device_name, sample_batches
+from onestep_bench.ranks import device
+from onestep_bench.scoring import KEPT, combined, head, judged, score
 from onestep_bench.sources import Images
 
 STRIP = 12  # images in the strip of samples that a score bundle keeps
@@ -73,18 +73,22 @@ def evaluate(
             clock = cost.Stopwatch()
             reference = judges.reference(extractor, data)
             files = {seed: folder / f"seed-{seed}.json" for seed in seeds}
-            todo = [seed for seed, file in files.items() if not file.exists()]  # not those a killed run has done
-            with tqdm(total=samples * len(todo), unit="image", desc=f"{sampler} {count}") as bar:
+            # Not those a killed run has done; what there is, rank 0 says, as it is writing them.
+            todo = ranks.shared([seed for seed, file in files.items() if not file.exists()])
+            own = ranks.own(range(samples))
+            with together.bar(total=len(own) * len(todo), unit="image", desc=f"{sampler} {count}") as bar:
                 for seed in todo:
                     found = _score_seed(model, extractor, reference, sampler, count, samples, bar, seed)
-                    write_json(files[seed], found)
-            found = [json.loads(file.read_text()) for file in files.values()]
-            write_json(folder / "scores.json", _together(model, sampler, count, samples, found))
-            for file in files.values():
-                file.unlink()
-            return {"kimg": 0.0, "seconds": clock.seconds, "device": device_name()}
+                    if ranks.leads():
+                        write_json(files[seed], found)
+            if ranks.leads():
+                found = [json.loads(file.read_text()) for file in files.values()]
+                write_json(folder / "scores.json", _summary(model, sampler, count, found))
+                for file in files.values():
+                    file.unlink()
+            return together.spent(0.0, clock.seconds)
 
-        artifact = store.memo("scores", recipe, [model.artifact], make)
+        artifact = together.memo("scores", recipe, [model.artifact], make)
         scored = json.loads((artifact.folder / "scores.json").read_text())
         common = _judged_by(data, extractor, samples) | _model_fields(model, label) | scored["measured"]
         common |= {"sampler": sampler, "steps": count, "nfe": scored["nfe"]}
@@ -121,7 +125,7 @@ def evaluate_images(
             bar.update(len(batch))
 
     reference = judges.reference(extractor, data)
-    with tqdm(total=samples, unit="image", desc=images.name) as bar:
+    with together.bar(total=samples, unit="image", desc=images.name) as bar:
         found = score(judged(extractor, hashed(bar), samples), reference)
     row = dict.fromkeys(scores.FIELDS) | _judged_by(data, extractor, samples) | found
     row |= {"label": label or images.name, "model": f"images-{digest.hexdigest()[:16]}", "device": device_name()}
@@ -132,8 +136,9 @@ def _enough(samples: int | None, data: Dataset | Statistics) -> int:
     if samples is None and isinstance(data, Statistics):
         raise OnestepError("published statistics do not say how many samples to score; pass samples=")
     samples = len(data) if samples is None else samples
-    if samples < 2:
-        raise OnestepError(f"{samples} samples cannot be scored; a distance needs at least 2")
+    if samples < 2 * ranks.count():
+        where = f" by {ranks.count()} ranks" if ranks.count() > 1 else ""
+        raise OnestepError(f"{samples} samples cannot be scored{where}; a distance needs at least {2 * ranks.count()}")
     return samples
 
 
@@ -170,14 +175,14 @@ def _model_fields(model: Model, label: str) -> dict:
 
 
 def _score_seed(model, extractor, reference, sampler, steps, samples, bar, seed) -> dict:
+    """Scores of one sampling seed, on rank 0, from all ranks' shares of the images."""
+    own = ranks.own(range(samples))
     strip, seconds = None, 0.0
 
     def images() -> Iterator[Tensor]:
         nonlocal strip, seconds
-        batches, clock = (
-            sample_batches(model, range(samples), sampler=sampler, steps=steps, seed=seed),
-            cost.Stopwatch(),
-        )
+        batches = sample_batches(model, own, sampler=sampler, steps=steps, seed=seed)
+        clock = cost.Stopwatch()
         for batch in batches:
             batch = to_uint8(batch)
             seconds += clock.seconds
@@ -187,12 +192,21 @@ def _score_seed(model, extractor, reference, sampler, steps, samples, bar, seed)
             clock = cost.Stopwatch()
 
     with counting(model.denoiser) as counter:
-        found = score(judged(extractor, images(), samples), reference)
-    return {"row": {"seed": seed} | found, "strip": _png_strip(strip), "seconds": seconds, "evaluations": counter.rows}
+        part = judged(extractor, images(), len(own), kept=KEPT * len(own) // samples)
+    made = -(-len(own) // models.BATCH) * models.BATCH  # the last batch is padded
+    parts = ranks.gathered((part, strip, {"seconds": seconds, "evaluations": counter.rows, "made": made}))
+    if not parts:
+        return {}
+    judgements, strips, numbers = zip(*parts, strict=True)
+    return {
+        "row": {"seed": seed} | score(combined(judgements), reference),
+        "strip": _png_strip(torch.cat(strips)[:STRIP]),
+        **{name: sum(of_rank[name] for of_rank in numbers) for name in numbers[0]},
+    }
 
 
-def _together(model, sampler, steps, samples, found: list[dict]) -> dict:
-    made = len(found) * -(-samples // models.BATCH) * models.BATCH  # the last batch is padded
+def _summary(model, sampler, steps, found: list[dict]) -> dict:
+    made = sum(one["made"] for one in found)
     draw = partial(sample_batches, model, sampler=sampler, steps=steps)
     with cost.PeakMemory(device()) as memory:
         next(draw(range(models.BATCH)))

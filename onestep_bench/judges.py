@@ -13,7 +13,8 @@ from onestep_bench.data import ArrayUnpickler, Dataset
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.features import FeatureExtractor, classifier
 from onestep_bench.files import file_digest, replacing
-from onestep_bench.models import device, device_name
+from onestep_bench.models import device_name
+from onestep_bench.ranks import device
 from onestep_bench.scoring import Judged
 
 # What EDM2's reference files call the statistics of each judge; EDM's older files hold those of Inception alone.

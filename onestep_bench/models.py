@@ -15,6 +15,7 @@ from onestep_bench import checkpoints, paths, samplers, store
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import file_digest
+from onestep_bench.ranks import device
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.training import LogRow
 
@@ -22,11 +23,6 @@ from onestep_bench.training import LogRow
 # shape of its batch, and a sample must not.
 BATCH = 256
 FOREIGN = "foreign"  # in place of a method's name: a model that was not trained here
-
-
-def device() -> torch.device:
-    """The CUDA device if there is one, else the CPU."""
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def device_name() -> str:

@@ -140,6 +140,8 @@ def head(batches: Iterable[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
 
 def combined(parts: Sequence[Judged]) -> Judged:
     """Parts judged apart, as by several processes that share the sample indices, as one set in the order given."""
+    if len(parts) == 1:
+        return parts[0]
     moments = [Moments(p.n, torch.from_numpy(p.mu), torch.from_numpy(p.cov) * (p.n - 1)) for p in parts]
     whole = sum(moments[1:], moments[0])
     features = torch.cat([part.features for part in parts]) if parts[0].features is not None else None

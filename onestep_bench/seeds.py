@@ -43,16 +43,25 @@ class Draw:
     """The random numbers of one training step.
 
     All tensors are drawn for the whole batch of `batch_size` and then cut to `rows`, so that micro-batches see
-    together exactly what one large batch would have seen.
+    together, on however many ranks, exactly what one large batch would have seen.
 
-    Attributes: step (0-based), progress (fraction of the budget done, in [0, 1)).
+    Attributes: step (0-based), progress (fraction of the budget done, in [0, 1)), first (whether these are the first
+    rows of the step in this process: the moment for what an objective does once a step).
     """
 
     def __init__(
-        self, seed: int, step: int, *, batch_size: int, rows: slice, progress: float, device: torch.device | str = "cpu"
+        self,
+        seed: int,
+        step: int,
+        *,
+        batch_size: int,
+        rows: slice,
+        progress: float,
+        first: bool = True,
+        device: torch.device | str = "cpu",
     ):
         self.seed, self.step, self.batch_size = seed, step, batch_size
-        self.rows, self.progress, self.device = rows, progress, torch.device(device)
+        self.rows, self.progress, self.first, self.device = rows, progress, first, torch.device(device)
 
     def _generator(self, purpose: str) -> torch.Generator:
         return generator(self.seed, purpose, self.step, device=self.device)

@@ -1,21 +1,26 @@
-"""What a notebook calls: train, make_pairs, evaluate, record. What takes long is memoised in the store."""
+"""What a notebook calls: train, make_pairs, evaluate, record. What takes long is memoised in the store.
+
+Ranks (see `ranks`) call the same functions and work on the same artifact: rank 0 holds its lock, writes and commits.
+"""
 
 import copy
 import os
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
-from tqdm import tqdm
+from torch import Tensor
 
-from onestep_bench import checkpoints, cost, methods, models, networks, samplers, scores, store
+from onestep_bench import checkpoints, cost, methods, models, networks, ranks, samplers, scores, together
 from onestep_bench.data import Dataset
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
 from onestep_bench.files import replacing, write_json
-from onestep_bench.models import Model, Pairs, device, device_name, sample
+from onestep_bench.models import Model, Pairs, sample
+from onestep_bench.ranks import device
 from onestep_bench.seeds import seed_for
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
 
@@ -63,16 +68,14 @@ def train(
         nets = methods.Nets(student, teacher.denoiser if teacher else None)
         torch.manual_seed(seed_for(seed, "auxiliary"))
         nets.auxiliary = {name: net.to(device()) for name, net in chosen.auxiliary(nets, config).items()}
-        rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder)
-        write_json(folder / "log.json", [asdict(row) for row in rows])
-        (folder / "checkpoint.pt").unlink(missing_ok=True)
-        return {
-            "kimg": training.steps * training.batch_size / 1000,
-            "seconds": rows[-1].seconds,
-            "device": device_name(),
-        }
+        ema, rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder)
+        if ranks.leads():
+            checkpoints.save(ema, folder)
+            write_json(folder / "log.json", [asdict(row) for row in rows])
+            (folder / "checkpoint.pt").unlink(missing_ok=True)
+        return together.spent(training.steps * training.batch_size / 1000, rows[-1].seconds)
 
-    return Model(store.memo("model", recipe, parents, make))
+    return Model(together.memo("model", recipe, parents, make))
 
 
 def _check_inputs(method, data, size, teacher, init, conditional) -> None:
@@ -129,12 +132,14 @@ def _student(method, config, data, size, class_counts, seed, init, teacher) -> D
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 
 
-def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[LogRow]:
+def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[Denoiser, list[LogRow]]:
     ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
     labels = data.labels if nets.student.num_classes else None
     source = Source(data.images, labels, data.noise if isinstance(data, Pairs) else None, device())
     rows = []
-    with tqdm(total=round(training.steps * training.batch_size / 1000, 1), unit="kimg", desc=method.name) as bar:
+    with together.bar(
+        total=round(training.steps * training.batch_size / 1000, 1), unit="kimg", desc=method.name
+    ) as bar:
         objective = method.objective(nets, config)
         steps = fit(
             objective,
@@ -152,8 +157,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[Lo
             rows.append(row)
             bar.update(row.kimg - bar.n)
             bar.set_postfix(row.losses)
-    checkpoints.save(ema, folder)
-    return rows
+    return ema, rows
 
 
 def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18, seed: int = 0) -> Pairs:
@@ -169,26 +173,36 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
     samplers.sampler(sampler)
 
     def make(folder: Path) -> dict:
-        parts, seconds = [], 0.0
         part_size = 16 * models.BATCH
-        for first in tqdm(range(0, n, part_size), unit="part", desc="pairs"):
-            path = folder / f"part-{first:09d}.safetensors"
-            if not path.exists():
-                clock = cost.Stopwatch()
-                indices = range(first, min(first + part_size, n))
-                images = sample(teacher, indices, sampler=sampler, steps=steps, seed=seed, purpose="pairs")
-                with replacing(path) as temporary:
+        parts = {first: folder / f"part-{first:09d}.safetensors" for first in range(0, n, part_size)}
+        missing = ranks.shared([first for first, path in parts.items() if not path.exists()])
+        for first in together.bar(iterable=missing, unit="part", desc="pairs"):
+            clock = cost.Stopwatch()
+            indices = range(first, min(first + part_size, n))
+            images = _sample(teacher, indices, sampler=sampler, steps=steps, seed=seed, purpose="pairs")
+            if ranks.leads():
+                with replacing(parts[first]) as temporary:
                     save_file({"images": images, "seconds": torch.tensor(clock.seconds)}, temporary)
-            part = load_file(path)
-            parts.append(part["images"])
-            seconds += part["seconds"].item()
-        with replacing(folder / "images.safetensors") as temporary:
-            save_file({"images": torch.cat(parts)}, temporary)
-        for path in folder.glob("part-*.safetensors"):
-            path.unlink()
-        return {"kimg": 0.0, "seconds": seconds, "device": device_name()}
+        return together.spent(0.0, _join_parts(parts.values(), folder) if ranks.leads() else 0.0)
 
-    return Pairs(store.memo("pairs", recipe, [teacher.artifact], make))
+    return Pairs(together.memo("pairs", recipe, [teacher.artifact], make))
+
+
+def _sample(model: Model, indices: Sequence[int], **asked) -> Tensor | None:
+    """`sample` by all ranks, each a share of the indices: the same images, on rank 0 alone."""
+    own = ranks.own(indices)
+    images = ranks.gathered(sample(model, own, **asked) if own else torch.empty(0, *model.shape))
+    return torch.cat(images) if images else None
+
+
+def _join_parts(parts: Iterable[Path], folder: Path) -> float:
+    """Make the parts one file; the seconds they took."""
+    loaded = [load_file(path) for path in parts]
+    with replacing(folder / "images.safetensors") as temporary:
+        save_file({"images": torch.cat([part["images"] for part in loaded])}, temporary)
+    for path in folder.glob("part-*.safetensors"):
+        path.unlink()
+    return sum(part["seconds"].item() for part in loaded)
 
 
 def record(*bundles: dict) -> None:
@@ -198,7 +212,7 @@ def record(*bundles: dict) -> None:
 
     rows = [row for bundle in bundles for row in bundle["rows"]]
     strips = [strip for bundle in bundles for strip in bundle["strips"]]
-    table = pd.DataFrame(rows).groupby(["label", "size", "sampler", "steps"], sort=False, dropna=False)
+    table = pd.DataFrame(rows).groupby(["label", "size", "kimg", "sampler", "steps"], sort=False, dropna=False)
     table = table.agg(
         nfe=("nfe", "first"),
         fid=("fid", "mean"),

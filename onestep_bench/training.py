@@ -1,7 +1,7 @@
 """`fit`: the one training loop, a generator of log rows.
 
 It owns what methods have in common: optimisers, EMA, warm-up and decay, clipping, accumulation, precision, compile,
-checkpoints, exact resume, and the stop at a loss that is no number. A method only yields losses.
+checkpoints, exact resume, several ranks, and the stop at a loss that is no number. A method only yields losses.
 """
 
 import math
@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from onestep_bench import ranks
 from onestep_bench.data import to_unit
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import replacing
@@ -276,12 +277,18 @@ def fit(
     its average. checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
     All draws are functions of (seed, purpose, step), so that a resumed run ends in the same bits as an uninterrupted
     one on the same machine. name: what errors call the run.
-    Raises OnestepError at the first loss that is not finite or explodes, keeping the last good checkpoint.
+
+    Ranks (see `ranks`) train together: each computes its share of the rows of every micro-batch, and all step by the
+    mean gradient, which is that of one process at this batch size up to rounding. Rank 0 alone writes the checkpoint.
+    Raises OnestepError at the first loss that is not finite or explodes, keeping the last good checkpoint; for a batch
+    that the ranks cannot share; and if another rank ends.
     """
+    _check_shares(config, name)
     device = next(nets["student"].parameters()).device
     run = _Run(nets, ema, config, adams or {}, device)
     if checkpoint and checkpoint.exists():
         run.load(checkpoint)
+    _check_start(run.done)
     yield from list(run.rows)
 
     if device.type == "cuda":
@@ -296,7 +303,7 @@ def fit(
         run.done, run.seconds = step + 1, now - clock
         last = run.done == config.steps
         log = last or run.done % log_every == 0
-        save = checkpoint and (last or now - saved >= checkpoint_seconds)
+        save = checkpoint and ranks.leads() and (last or now - saved >= checkpoint_seconds)
         if log or save:
             run.check(name, checkpoint)
         if log:
@@ -319,7 +326,8 @@ def _speed_up(nets: dict[str, nn.Module], config: TrainConfig) -> None:
 def _step(objective: Objective, run: _Run, source: Source, seed: int, step: int, device: torch.device) -> None:
     """One optimiser step of every network the objective yields a loss for, over all micro-batches."""
     config = run.config
-    torch.manual_seed(seed_for(seed, "dropout", step))  # dropout draws from the global generators
+    # Dropout draws from the global generators, of which each rank has its own.
+    torch.manual_seed(seed_for(seed, "dropout", step) + ranks.index())
     draws = _micro_draws(config, seed, step, device)
     # The objectives of all micro-batches advance together: each network is stepped once, after all of them.
     losses = [objective(source.batch(draw, config.hflip), draw) for draw in draws]
@@ -339,6 +347,8 @@ def _step(objective: Objective, run: _Run, source: Source, seed: int, step: int,
                     run.optimizers[name].zero_grad(set_to_none=True)
             (loss / config.accumulate).backward()
             total = total + loss.detach() / config.accumulate
+        parameters = [parameter for name in names for parameter in run.nets[name].parameters()]
+        ranks.average([total, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
         run.watch.add(names[0], total, step, logged=names[0] not in logged)
         logged.add(names[0])
         for name in names:
@@ -351,6 +361,26 @@ def _step(objective: Objective, run: _Run, source: Source, seed: int, step: int,
 
 
 def _micro_draws(config: TrainConfig, seed: int, step: int, device: torch.device) -> list[Draw]:
+    """This rank's rows of each micro-batch."""
     rows = config.batch_size // config.accumulate
+    own = rows // ranks.count()
+    starts = range(ranks.index() * own, config.batch_size, rows)
     common = {"batch_size": config.batch_size, "progress": step / config.steps, "device": device}
-    return [Draw(seed, step, rows=slice(first, first + rows), **common) for first in range(0, config.batch_size, rows)]
+    return [Draw(seed, step, rows=slice(at, at + own), first=at == starts[0], **common) for at in starts]
+
+
+def _check_shares(config: TrainConfig, name: str) -> None:
+    if config.batch_size % (config.accumulate * ranks.count()):
+        raise OnestepError(
+            f"{name}: batch_size={config.batch_size} cannot be shared by {ranks.count()} ranks in "
+            f"{config.accumulate} micro-batches; make it a multiple of {config.accumulate * ranks.count()}"
+        )
+
+
+def _check_start(done: int) -> None:
+    """All ranks have read the checkpoint, and read the same one, before rank 0 may write another."""
+    if done != (expected := ranks.shared(done)):
+        raise OnestepError(
+            f"rank {ranks.index()} goes on from step {done} and rank 0 from step {expected}; "
+            "ONESTEP_STORE must be one folder that all ranks see"
+        )

@@ -2,6 +2,8 @@
 
 An objective is a function `(batch, draw) -> iterator of (loss, network to step)`; `training.fit` runs it. The network
 is named as in `Nets`: 'student', or a key of `Nets.auxiliary`, or a tuple of names that one loss steps together.
+A loss is a mean over the rows of the batch: micro-batches and ranks see equal shares of the rows, and what is stepped
+is the mean of their gradients.
 The mathematics stands in pure functions of explicit tensors, the objective only draws and calls.
 """
 

@@ -75,7 +75,7 @@ def consistency_distillation(nets: Nets, cfg: DistillationConfig):
     student, teacher, target = nets.student, nets.teacher.on(VE), nets.auxiliary["target"]
 
     def objective(batch, draw):
-        if draw.rows.start == 0:  # once a step, however many micro-batches it has
+        if draw.first:  # once a step, however many micro-batches it has
             _move_target(target, student, cfg.target_decay)
         levels = karras_times(cfg.levels).to(batch.images)
         place = draw.integers("level", 0, cfg.levels - 1)
