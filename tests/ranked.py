@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from onestep_bench import data, methods, models, networks, ranks, study
+from onestep_bench import data, methods, models, networks, ranks, study, together
 from onestep_bench.denoiser import EDM, Denoiser
 from onestep_bench.errors import OnestepError
 from onestep_bench.training import Source, TrainConfig, fit
@@ -159,7 +159,7 @@ def mishap():
         ranks.shared("and I wait")
 
     began = time.monotonic()
-    return [*(refused(lambda: study._memo("model", {}, [], make)) for _ in range(2)), time.monotonic() - began]
+    return [*(refused(lambda: together.memo("model", {}, [], make)) for _ in range(2)), time.monotonic() - began]
 
 
 if __name__ == "__main__":
