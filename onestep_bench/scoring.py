@@ -81,7 +81,8 @@ def judged(extractor: FeatureExtractor, batches: Iterable[torch.Tensor], total: 
     if total < 2:
         raise OnestepError(f"{total} image cannot be scored; a distance needs at least 2")
     keep = np.unique(np.linspace(0, total - 1, min(kept, total)).astype(np.int64)) if kept else np.empty(0, np.int64)
-    moments, classes, features, seen = None, None, [], 0
+    features = torch.empty(len(keep), extractor.dim)
+    moments, classes, seen = None, None, 0
     for block, logits in _blocks(extractor, batches):
         bad = int((~block.isfinite()).any(1).sum())
         if bad:
@@ -89,12 +90,12 @@ def judged(extractor: FeatureExtractor, batches: Iterable[torch.Tensor], total: 
         moments = Moments.of(block) if moments is None else moments + Moments.of(block)
         if logits is not None:
             classes = metrics.Classes.of(logits) if classes is None else classes + metrics.Classes.of(logits)
-        rows = keep[(keep >= seen) & (keep < seen + len(block))] - seen
-        features.append(block[torch.from_numpy(rows)].cpu())
+        low, high = np.searchsorted(keep, (seen, seen + len(block)))
+        features[low:high] = block[torch.from_numpy(keep[low:high] - seen)].cpu()
         seen += len(block)
     if seen != total:
         raise OnestepError(f"{total} images were announced and {seen} came; the source changed, score it again")
-    return Judged(total, *moments.gaussian, torch.cat(features) if kept else None, classes)
+    return Judged(total, *moments.gaussian, features if kept else None, classes)
 
 
 def _blocks(extractor, batches) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
