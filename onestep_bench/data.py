@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import pickle
 import tarfile
 import zipfile
 import zlib
@@ -17,10 +16,11 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 
 import numpy as np
-import requests
 import torch
 from PIL import Image, UnidentifiedImageError
 
+from onestep_bench import pickles
+from onestep_bench.downloads import fetch
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.files import replacing
 
@@ -177,7 +177,7 @@ def _cifar10(root: Path) -> Arrays:
     if not all(batch.exists() for batch in batches):
         archive = root / "cifar-10-python.tar.gz"
         url = f"https://www.cs.toronto.edu/~kriz/{archive.name}"
-        _download(archive, [url], "c58f30108f718f92721af3b95e74349a")
+        fetch(archive, [url], "c58f30108f718f92721af3b95e74349a")
         _extract(archive, folder, [batch.name for batch in batches])
     images, labels = zip(*map(_read_cifar_batch, batches), strict=True)
     return np.concatenate(images), np.concatenate(labels)
@@ -196,7 +196,7 @@ def _idx_set(folders: Sequence[Path], mirrors: Sequence[str], md5s: Sequence[str
     else:
         files = [folders[0] / f"{stem}.gz" for stem in stems]
         for file, md5 in zip(files, md5s, strict=True):
-            _download(file, [mirror + file.name for mirror in mirrors], md5)
+            fetch(file, [mirror + file.name for mirror in mirrors], md5)
     images, labels = _read_idx(files[0], 3), _read_idx(files[1], 1)
     return images[:, None], labels
 
@@ -220,28 +220,13 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
 # --- CIFAR's pickles
 
 
-class _ArrayUnpickler(pickle.Unpickler):
-    """Loads numpy arrays and plain containers; a pickle that asks for anything else could run code."""
-
-    def find_class(self, module: str, name: str) -> object:
-        # CIFAR's files were written by an old numpy, whose modules had other names.
-        allowed = {"_reconstruct": np.empty(0).__reduce__()[0], "ndarray": np.ndarray, "dtype": np.dtype}
-        if module in ("numpy", "numpy.core.multiarray", "numpy._core.multiarray") and name in allowed:
-            return allowed[name]
-        raise OnestepError(f"refused to unpickle {module}.{name}: only arrays are allowed; do not use this file")
-
-
 def _read_cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    batch = pickles.read(path)
     try:
-        with open(path, "rb") as file:
-            batch = _ArrayUnpickler(file, encoding="latin1").load()
         images, labels = np.asarray(batch["data"]).reshape(-1, 3, 32, 32), np.asarray(batch["labels"])
         if images.dtype != np.uint8 or labels.shape != images.shape[:1] or labels.dtype.kind != "i":
             raise ValueError("not a CIFAR-10 batch")
-    except OnestepError as error:
-        raise OnestepError(f"{path}: {error}") from error
-    # A damaged pickle can raise anything.
-    except Exception as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise OnestepError(f"{path} is damaged ({error}); delete it and load again to fetch a good copy") from error
     return images, labels
 
@@ -255,56 +240,6 @@ def _extract(archive: Path, folder: Path, members: Sequence[str]) -> None:
                     temporary.write_bytes(content)
     except (tarfile.TarError, KeyError, AttributeError, EOFError, zlib.error) as error:
         raise OnestepError(f"{archive} is damaged ({error}); delete it and load again") from error
-
-
-# --- downloads
-
-
-def _download(target: Path, urls: Sequence[str], md5: str) -> None:
-    """Make `target` a file with checksum `md5`: the one that is there, or what the first of `urls` to answer sends."""
-    if target.exists():
-        return _verify(target, target, md5)
-    unreachable = OnestepError(
-        f"{target.name} is missing and cannot be downloaded from {urls[0]}; put the file at {target} (MD5 {md5})"
-    )
-    response = next(filter(None, map(_request, urls)), None)
-    if response is None:
-        raise unreachable
-    with response, replacing(target) as temporary:
-        if not _save(response, temporary):
-            raise unreachable
-        _verify(temporary, target, md5)
-
-
-# ConnectionError and not OSError: a full disk must not pass for a dead network.
-_NETWORK_ERRORS = (requests.RequestException, ConnectionError)
-
-
-def _request(url: str) -> requests.Response | None:
-    try:
-        response = requests.get(url, stream=True, timeout=30)
-        response.raise_for_status()
-    except _NETWORK_ERRORS:
-        return None
-    return response
-
-
-def _save(response: requests.Response, path: Path) -> bool:
-    """Whether the whole body arrived at `path`."""
-    try:
-        with open(path, "wb") as file:
-            for block in response.iter_content(1 << 20):
-                file.write(block)
-    except _NETWORK_ERRORS:
-        return False
-    return True
-
-
-def _verify(path: Path, target: Path, md5: str) -> None:
-    with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise OnestepError(f"checksum mismatch for {target}: MD5 {found}, expected {md5}; fetch the file again")
 
 
 # --- zips and folders of images

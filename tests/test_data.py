@@ -17,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from onestep_bench import data
+from onestep_bench import data, downloads
 from onestep_bench.data import load, to_uint8, to_unit
 from onestep_bench.errors import OnestepError
 
@@ -414,7 +414,7 @@ def test_second_mirror_serves_when_the_first_is_dead(tmp_path, monkeypatch):
         return Answer(b"content")
 
     monkeypatch.setattr(requests, "get", get)
-    data._download(tmp_path / "file", ["http://a/file", "http://b/file"], hashlib.md5(b"content").hexdigest())
+    downloads.fetch(tmp_path / "file", ["http://a/file", "http://b/file"], hashlib.md5(b"content").hexdigest())
     assert (tmp_path / "file").read_bytes() == b"content"
     assert asked == ["http://a/file", "http://b/file"]
 
@@ -432,7 +432,7 @@ def cifar_archive(batches):
 def test_cifar_is_downloaded_and_unpacked(tmp_path, monkeypatch):
     images, batches = cifar_batches()
     monkeypatch.setattr(requests, "get", lambda *args, **kwargs: Answer(cifar_archive(batches)))
-    monkeypatch.setattr(data, "_verify", lambda *args: None)
+    monkeypatch.setattr(downloads, "_verify", lambda *args: None)
     assert np.array_equal(load("cifar10", tmp_path).images, images)
 
 
@@ -440,5 +440,5 @@ def test_incomplete_cifar_archive(tmp_path, monkeypatch):
     _, batches = cifar_batches()
     del batches["data_batch_4"]
     (tmp_path / "cifar-10-python.tar.gz").write_bytes(cifar_archive(batches))
-    monkeypatch.setattr(data, "_verify", lambda *args: None)
+    monkeypatch.setattr(downloads, "_verify", lambda *args: None)
     fails("cifar-10-python.tar.gz is damaged .*data_batch_4", "cifar10", tmp_path)
