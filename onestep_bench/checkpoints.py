@@ -39,15 +39,26 @@ def load(folder: Path, device: str = "cpu") -> Denoiser:
 
     Raises OnestepError if a file is missing or damaged, or the weights do not fit the description exactly.
     """
+    spec = describe(folder)
     try:
-        spec = json.loads((folder / CONFIG).read_text())
         native, path = native_from(spec["native"]), path_from(spec["path"]) if "path" in spec else None
         net = _with_weights(spec["network"], load_file(folder / WEIGHTS))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError, SafetensorError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise OnestepError(f"{folder} holds no whole model: {error}; make it again") from error
     except _Misfit as misfit:
         raise OnestepError(f"the weights in {folder} do not fit its {CONFIG}: {misfit}") from misfit
     return Denoiser(net, native, path).to(device).eval().requires_grad_(False)
+
+
+def describe(folder: Path) -> dict:
+    """What `config.json` says of the model in `folder`. Raises OnestepError if it is missing or damaged."""
+    try:
+        spec = json.loads((folder / CONFIG).read_text())
+    except (OSError, ValueError, RecursionError) as error:
+        raise OnestepError(f"{folder} holds no whole model: {error}; make it again") from error
+    if not isinstance(spec, dict) or not isinstance(spec.get("network"), dict):
+        raise OnestepError(f"{folder} holds no whole model: {CONFIG} describes no network; make it again")
+    return spec
 
 
 def load_pretrained(source: Path | str, *, format: str | None = None, resolution: int | None = None) -> Denoiser:

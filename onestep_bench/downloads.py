@@ -1,4 +1,4 @@
-"""Files from the network: whole, verified where a checksum is published, and asked for by name when offline."""
+"""Files from the network: fetched once, believed only with the right checksum."""
 
 import hashlib
 from collections.abc import Sequence
@@ -9,19 +9,16 @@ import requests
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import replacing
 
-# ConnectionError and not OSError: a full disk must not pass for a dead network.
-_NETWORK_ERRORS = (requests.RequestException, ConnectionError)
 
+def fetch(target: Path, urls: Sequence[str], digest: str | None = None, algorithm: str = "md5") -> None:
+    """Make `target` a file with this checksum: the one that is there, or what the first of `urls` to answer sends.
 
-def fetch(target: Path, urls: Sequence[str], md5: str | None = None) -> None:
-    """Make `target` a file with checksum `md5`: the one that is there, or what the first of `urls` to answer sends.
-
-    md5: None where no checksum is published. Raises OnestepError, naming file, address and folder, if nothing answers,
-    and for a checksum that differs.
+    digest: hexadecimal, None where no checksum is published. algorithm: a name hashlib knows. Raises OnestepError, with
+    what to put where, if nothing answers, and for any other checksum.
     """
     if target.exists():
-        return _verify(target, target, md5)
-    known = f" (MD5 {md5})" if md5 else ""
+        return _verify(target, target, digest, algorithm)
+    known = f" ({algorithm.upper()} {digest})" if digest else ""
     unreachable = OnestepError(
         f"{target.name} is missing and cannot be downloaded from {urls[0]}; put the file at {target}{known}"
     )
@@ -31,7 +28,11 @@ def fetch(target: Path, urls: Sequence[str], md5: str | None = None) -> None:
     with response, replacing(target) as temporary:
         if not _save(response, temporary):
             raise unreachable
-        _verify(temporary, target, md5)
+        _verify(temporary, target, digest, algorithm)
+
+
+# ConnectionError and not OSError: a full disk must not pass for a dead network.
+_NETWORK_ERRORS = (requests.RequestException, ConnectionError)
 
 
 def _request(url: str) -> requests.Response | None:
@@ -54,10 +55,12 @@ def _save(response: requests.Response, path: Path) -> bool:
     return True
 
 
-def _verify(path: Path, target: Path, md5: str | None) -> None:
-    if md5 is None:
+def _verify(path: Path, target: Path, digest: str | None, algorithm: str) -> None:
+    if digest is None:
         return
     with open(path, "rb") as file:
-        found = hashlib.file_digest(file, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
-    if found != md5:
-        raise OnestepError(f"checksum mismatch for {target}: MD5 {found}, expected {md5}; fetch the file again")
+        found = hashlib.file_digest(file, lambda: hashlib.new(algorithm, usedforsecurity=False)).hexdigest()
+    if found != digest:
+        raise OnestepError(
+            f"checksum mismatch for {target}: {algorithm.upper()} {found}, expected {digest}; fetch the file again"
+        )

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cached_property
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -19,6 +20,7 @@ from onestep_bench.training import LogRow
 # Networks are always called with this many images, the last batch padded: the arithmetic of a row depends on the
 # shape of its batch, and a sample must not.
 BATCH = 256
+FOREIGN = "foreign"  # in place of a method's name: a model that was not trained here
 
 
 def device() -> torch.device:
@@ -74,7 +76,7 @@ class Model:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of its images."""
-        config = self.denoiser.net.config
+        config = checkpoints.describe(self.artifact.folder)["network"]
         return config["in_channels"], config["img_resolution"], config["img_resolution"]
 
 
@@ -88,6 +90,12 @@ class Pairs:
     def images(self) -> Tensor:
         """(n, c, h, w) float32, as the sampler left them."""
         return load_file(self.artifact.folder / "images.safetensors")["images"]
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        with safe_open(self.artifact.folder / "images.safetensors", "pt") as file:
+            return tuple(file.get_slice("images").get_shape()[1:])
 
     @property
     def noise(self) -> Tensor:

@@ -343,9 +343,33 @@ def sized(name: str, resolution: int, channels: int, label_dim: int = 0, dropout
     """
     if name not in SIZES:
         raise OnestepError(f"unknown size {name!r}{near_miss(name, SIZES)}")
-    config = SIZES[name] | {"img_resolution": resolution, "in_channels": channels, "out_channels": channels}
-    if name.startswith("edm-") and resolution >= 64:
-        config["channel_mult"] = (1, 2, 2, 2)  # as EDM has them on its 64 px sets
+    config = _size_config(name, resolution) | {"in_channels": channels, "out_channels": channels}
     if dropout is not None:
         config["dropout"] = dropout
     return build(config | {"label_dim": label_dim})
+
+
+def _size_config(name: str, resolution: int) -> dict[str, Any]:
+    config = SIZES[name] | {"img_resolution": resolution}
+    if name.startswith("edm-") and resolution >= 64:
+        config["channel_mult"] = (1, 2, 2, 2)  # as EDM has them on its 64 px sets
+    return config
+
+
+def size_of(net: nn.Module) -> str:
+    """The named size of a network, whatever its images, labels and dropout, else its parameters, as in '5.12M'."""
+    for name, size in SIZES.items():
+        defaults = inspect.signature(ARCHITECTURES[size["arch"]]).parameters
+        shape = {key: parameter.default for key, parameter in defaults.items() if key not in _NOT_SIZE}
+        shape |= _size_config(name, net.config["img_resolution"]) | {"dropout": net.config["dropout"]}
+        # A config holds lists where SIZES holds tuples.
+        if all(net.config.get(key) in (value, _as_list(value)) for key, value in shape.items()):
+            return name
+    return f"{sum(parameter.numel() for parameter in net.parameters()) / 1e6:.3g}M"
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+_NOT_SIZE = ("in_channels", "out_channels", "label_dim", "augment_dim", "dropout", "label_dropout")

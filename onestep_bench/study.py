@@ -16,13 +16,25 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from onestep_bench import __version__, checkpoints, cost, methods, metrics, models, networks, samplers, scores, store
+from onestep_bench import (
+    __version__,
+    checkpoints,
+    cost,
+    methods,
+    metrics,
+    models,
+    networks,
+    samplers,
+    scores,
+    store,
+    zoo,
+)
 from onestep_bench.data import Dataset, to_uint8
 from onestep_bench.denoiser import Denoiser, counting
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.features import load_extractor
-from onestep_bench.files import replacing, write_json
-from onestep_bench.models import Model, Pairs, device, device_name, sample
+from onestep_bench.files import file_digest, replacing, write_json
+from onestep_bench.models import FOREIGN, Model, Pairs, device, device_name, sample
 from onestep_bench.seeds import seed_for
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
 
@@ -88,6 +100,71 @@ def train(
     return Model(store.memo("model", recipe, parents, make))
 
 
+def pretrained(source: str | Path, data: Dataset | None = None, *, resolution: int | None = None) -> Model:
+    """A model that was not trained here, as an artifact of the store: for `teacher=`, `init=`, pairs and scores.
+
+    source: as `checkpoints.load_pretrained` takes it; a model of this store is that model, with its cost. Of any other
+    the cost of training is not known and counts as nothing. data: the images it is to be used on, which it must fit;
+    samples of a conditional model are labelled in their proportions, else evenly. resolution: see `load_pretrained`,
+    by default that of data.
+    """
+    path = checkpoints.find(source)
+    if (path / store.META).exists() and path.resolve().parent == store.root().resolve():
+        return Model(store.Artifact(store.root() / path.resolve().name))
+    digest = file_digest(path / checkpoints.WEIGHTS if path.is_dir() else path)
+    denoiser = checkpoints.load_pretrained(path, resolution=resolution or (data.resolution if data else None))
+    recipe = {
+        "method": FOREIGN,
+        "version": 1,
+        "source": digest,
+        "model": denoiser.spec(),
+        "size": networks.size_of(denoiser.net),
+        "class_counts": _import_counts(denoiser.num_classes, data),
+        "seed": 0,
+    }
+
+    def make(folder: Path) -> dict:
+        checkpoints.save(denoiser, folder)
+        write_json(folder / "log.json", [])
+        note = "trained elsewhere; what that cost is not known"
+        return {"kimg": 0.0, "seconds": 0.0, "device": device_name(), "note": note}
+
+    model = Model(store.memo("model", recipe, [], make))
+    if data:
+        _check_fit(model, data, "the model")
+    return model
+
+
+def _import_counts(classes: int, data: Dataset | None) -> list[int]:
+    if not classes or data is None or not data.class_counts:
+        return [1] * classes
+    if data.num_classes != classes:
+        raise OnestepError(f"the model knows {classes} classes and {data.name} has {data.num_classes}; use other data")
+    return data.class_counts
+
+
+def teacher(
+    method: str, data: Dataset, *, size: str, kimg: float, lr: float, seed: int = 0, conditional: bool = False
+) -> Model:
+    """The teacher that a notebook's parameters name: trained by a method, or taken from where `pretrained` takes it.
+
+    method: a name of `methods.names()`, or the path, address or known name of a model, for which size, kimg, lr,
+    seed and conditional say nothing, since it is what it is. Raises OnestepError for what is neither.
+    """
+    if method in methods.names():
+        return train(method, data, size=size, kimg=kimg, lr=lr, seed=seed, conditional=conditional)
+    if method in zoo.NAMES or "/" in method or Path(method).exists():
+        return pretrained(method, data)
+    known = [*methods.names(), *zoo.NAMES]
+    raise OnestepError(f"teacher {method!r} is neither a method nor the path of a model{near_miss(method, known)}")
+
+
+def _check_fit(model: Model, data: Dataset | Pairs, what: str) -> None:
+    if tuple(model.shape) != tuple(data.shape):
+        made, given = ("x".join(map(str, shape)) for shape in (model.shape, data.shape))
+        raise OnestepError(f"{what} makes images of {made} and the data have {given}; use data of its size")
+
+
 def _check_inputs(method, data, size, teacher, init, conditional) -> None:
     kind = "pairs" if isinstance(data, Pairs) else "images"
     if kind != method.data:
@@ -99,6 +176,8 @@ def _check_inputs(method, data, size, teacher, init, conditional) -> None:
     for model in (teacher, init):
         if model and model.class_counts and not data.class_counts:
             raise OnestepError(f"{model.artifact.key} is conditional, and the data have no labels; use labelled data")
+        if model:
+            _check_fit(model, data, model.artifact.key)
     if teacher and not init and bool(teacher.class_counts) != conditional:
         wanted = "a conditional" if teacher.class_counts else "an unconditional"
         raise OnestepError(f"the teacher wants {wanted} student; pass conditional={bool(teacher.class_counts)}")
@@ -136,7 +215,7 @@ def _student(method, config, data, size, class_counts, seed, init, teacher) -> D
         start = checkpoints.load(init.artifact.folder, str(device()))
         net, native = start.net.requires_grad_(True), start.native
     else:
-        shape = data.images.shape[1:]
+        shape = data.shape
         torch.manual_seed(seed_for(seed, "init"))
         net, native = networks.sized(size, shape[-1], shape[0], label_dim=len(class_counts)).to(device()), None
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
