@@ -48,8 +48,8 @@ class Stopwatch:
         return time.monotonic() - self._began
 
 
-def latency_ms(call: Callable[[], object], device: torch.device | str, repeats: int = 20) -> float:
-    """Median wall-clock milliseconds of `call` after three warm-up calls."""
+def latency_ms(call: Callable[[], object], device: torch.device | str, repeats: int = 20) -> tuple[float, float]:
+    """Median and 95th percentile of the wall-clock milliseconds of `call`, after three warm-up calls."""
     times = []
     for index in range(repeats + 3):
         _synchronise(device)
@@ -58,7 +58,7 @@ def latency_ms(call: Callable[[], object], device: torch.device | str, repeats: 
         _synchronise(device)
         if index >= 3:
             times.append(1000 * (time.perf_counter() - began))
-    return statistics.median(times)
+    return statistics.median(times), statistics.quantiles(times, n=20, method="inclusive")[-1]
 
 
 class PeakMemory:

@@ -29,6 +29,10 @@ class Native(Protocol):
     path: Path
     ratios: tuple[float, float]
 
+    def inputs(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """What the network is given for x (n, c, h, w) at levels t (n,): scaled images, noise labels (n,)."""
+        ...
+
     def __call__(self, net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
         """(what is predicted, prediction) at x (n, c, h, w) and levels t (n,); what: x0, eps, velocity or v."""
         ...
@@ -51,10 +55,13 @@ class EDM:
     path = VE
     ratios = (0.002, 80.0)
 
+    def inputs(self, x, t):
+        return x / (spread(t, x) ** 2 + self.sigma_data**2).sqrt(), t.log() / 4
+
     def __call__(self, net, x, t, labels):
         sigma, data = spread(t, x), self.sigma_data
         above, total = sigma - self.boundary, sigma**2 + data**2
-        output = net(x / total.sqrt(), t.log() / 4, labels)
+        output = net(*self.inputs(x, t), labels)
         return "x0", data**2 / (above**2 + data**2) * x + above * data / total.sqrt() * output
 
     def spec(self):
@@ -77,8 +84,11 @@ class Flow:
     # The lower end only keeps eps finite on other paths; a flow is trained down to the data.
     ratios = (1e-4, float("inf"))
 
+    def inputs(self, x, t):
+        return x, 999 * (1 - t.clamp(max=NOISE_END))
+
     def __call__(self, net, x, t, labels):
-        return "velocity", net(x, 999 * (1 - t.clamp(max=NOISE_END)), labels)
+        return "velocity", net(*self.inputs(x, t), labels)
 
     def spec(self):
         return {"name": "flow"}
@@ -103,8 +113,11 @@ class DDPM:
         ends = self.path.ratio(torch.tensor([1.0, self.path.t_max], dtype=torch.float64))
         return ends[0].item(), ends[1].item()
 
+    def inputs(self, x, t):
+        return x, t - 1
+
     def __call__(self, net, x, t, labels):
-        return self.predicts, net(x, t - 1, labels)
+        return self.predicts, net(*self.inputs(x, t), labels)
 
     def spec(self):
         return {"name": "ddpm", "path": self.path.spec(), "predicts": self.predicts}
@@ -155,6 +168,19 @@ class Denoiser(nn.Module):
         if what != "x0":
             prediction = self._native_x0(what, prediction, x * scale, level)
         return self._answer("x0", prediction, x, t, want)
+
+    def encode(self, x: Tensor, ratio: float, labels: Tensor | None = None) -> list[Tensor]:
+        """Features of the network's encoder for images x (n, c, h, w) at a noise-to-signal ratio.
+
+        Nothing is added to x: it is taken for data mixed with that much noise. Returns what `net.encode` does.
+        """
+        low, high = self.native.ratios
+        path = self.native.path
+        t = path.t_at(torch.tensor(min(max(ratio, low), high), dtype=torch.float64, device=x.device))
+        images, noise_labels = self.native.inputs(
+            x * spread(path.alpha(t), x).to(x.dtype), t.to(x.dtype).expand(len(x))
+        )
+        return self.net.encode(images, noise_labels, self._one_hot(labels, x.dtype))
 
     def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
         dtype = next(iter(self.net.parameters()), x).dtype
@@ -236,6 +262,9 @@ class _PosteriorMean(nn.Module):
 class _Ideal:
     path = VE
     ratios = (1e-4, 1e6)
+
+    def inputs(self, x, t):
+        return x, t
 
     def __call__(self, net, x, t, labels):
         return "x0", net(x, t)

@@ -36,14 +36,15 @@ class FeatureExtractor:
 
         Raises OnestepError for images of another shape or type.
         """
-        return self._apply(images)[0]
+        return self.judge(images)[0]
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
         """Class logits float32 (n, classes) of uint8 images (n, c, h, w); raises as `__call__` does."""
-        return self._apply(images)[1]
+        return self.judge(images)[1]
 
     @torch.inference_mode()
-    def _apply(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def judge(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Features and logits from one pass over uint8 images (n, c, h, w); raises as `__call__` does."""
         self._check(images)
         device = next(self._network.parameters()).device
         outputs = [self._network(batch.to(device)) for batch in images.split(_BATCH)]

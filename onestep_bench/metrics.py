@@ -1,5 +1,7 @@
 """Distances between sets of images, computed from their features (n, d)."""
 
+from collections.abc import Iterator
+
 import numpy as np
 import torch
 
@@ -22,17 +24,28 @@ def moments(features: Features) -> tuple[np.ndarray, np.ndarray]:
 
     Raises OnestepError for fewer than two rows or values that are not finite.
     """
-    if isinstance(features, torch.Tensor):
-        features = features.detach().cpu().numpy()
-    features = np.asarray(features)
-    if features.ndim != 2 or len(features) < 2:
-        raise OnestepError(f"features have shape {features.shape}; need (n, d) with n >= 2, so draw more samples")
-    if not np.isfinite(features).all():
-        bad = int((~np.isfinite(features)).any(axis=1).sum())
-        raise OnestepError(f"{bad} of {len(features)} feature rows hold NaN or infinity; check their images")
+    features = _checked(features).cpu().numpy()
     # As clean-fid does: the mean in the features' own precision, the covariance in double. A mean in double would
     # move the distance of float32 features in its seventh digit.
     return features.mean(axis=0).astype(np.float64), np.atleast_2d(np.cov(features, rowvar=False))
+
+
+def fd_infinity(features: Features, mu: np.ndarray, cov: np.ndarray) -> float:
+    """Frechet distance to a Gaussian (mu, cov), extrapolated to infinitely many samples.
+
+    The bias of the distance falls as 1/n: a line through the distances of random subsets over 1/n is read off at 0
+    (Chong and Forsyth 2020, arXiv 1911.07023). As in the paper there are 15 subsets, evenly spaced from a tenth of the
+    n there are (5,000 of 50,000) to all of them. They are the same at every call.
+    The result can be below zero: it is an estimate. Raises as `moments` does.
+    """
+    features = _checked(features)
+    sizes = np.unique(np.linspace(max(len(features) // 10, 2), len(features), 15).astype(int))
+    random = np.random.default_rng(0)
+    subsets = (features[torch.from_numpy(random.permutation(len(features))[:size])] for size in sizes)
+    distances = [frechet_from_moments(*moments(subset), mu, cov) for subset in subsets]
+    if len(sizes) < 2:
+        return distances[0]
+    return float(np.polyfit(1 / sizes, distances, 1)[1])
 
 
 def frechet_from_moments(mu_a: np.ndarray, cov_a: np.ndarray, mu_b: np.ndarray, cov_b: np.ndarray) -> float:
@@ -78,6 +91,141 @@ def _cholesky(cov: np.ndarray, negligible: float) -> np.ndarray | None:
         return None
     pivots = np.diagonal(factor) ** 2
     return factor if pivots.min() > negligible * pivots.max() else None
+
+
+# ---- kernel and nearest-neighbour metrics: n x m numbers, never more than one tile of them at a time
+
+_TILE = 2048  # rows and columns of a tile: 32 MiB of float64
+
+
+def kid(features_a: Features, features_b: Features) -> float:
+    """Kernel distance between two feature sets, (n, d) and (m, d): the unbiased squared MMD over all pairs.
+
+    The kernel is (x.y / d + 1)^3, so with Inception features this is KID (Binkowski et al. 2018, arXiv 1801.01401)
+    without the spread of random subsets. It can be below zero. Raises as `frechet_distance` does.
+    """
+    a, b = _same_width(features_a, features_b)
+    within = sum(_kernel_sum(x, x, skip_self=True) / (len(x) * (len(x) - 1)) for x in (a, b))
+    return within - 2 * _kernel_sum(a, b) / (len(a) * len(b))
+
+
+def _kernel_sum(a: torch.Tensor, b: torch.Tensor, *, skip_self: bool = False) -> float:
+    total = 0.0
+    for rows, x in _tiles(a):
+        for columns, y in _tiles(b):
+            kernel = (x @ y.T / x.shape[1] + 1).pow_(3)
+            if skip_self and rows == columns:
+                kernel.fill_diagonal_(0)
+            total += kernel.sum().item()
+    return total
+
+
+def precision_recall(real: Features, fake: Features, k: int = 5) -> dict[str, float]:
+    """Precision, recall, density and coverage of `fake` (m, d) against `real` (n, d).
+
+    A point's ball reaches to its k-th nearest neighbour among its own kind, without the surface. precision: share of
+    fakes in any real ball; recall: share of reals in any fake ball (Kynkaanniemi et al. 2019, arXiv 1904.06991).
+    density: real balls a fake lies in, over k; coverage: share of reals whose ball holds a fake (Naeem et al. 2020,
+    arXiv 2002.09797). In float64, on the features' device. Raises OnestepError as `frechet_distance` does, and for
+    sets of k or fewer.
+    """
+    real, fake = _same_width(real, fake)
+    if min(len(real), len(fake)) <= k:
+        raise OnestepError(f"{k} neighbours need more than {k} images in each set, not {min(len(real), len(fake))}")
+    real_radii, fake_radii = _squared_radii(real, k), _squared_radii(fake, k)
+    balls = torch.zeros(len(fake), dtype=torch.int64, device=real.device)  # real balls that a fake lies in
+    recalled = torch.zeros(len(real), dtype=torch.bool, device=real.device)
+    covered = torch.zeros_like(recalled)
+    for rows, x in _tiles(real):
+        for columns, y in _tiles(fake):
+            distances = _squared_distances(x, y)
+            inside = distances < real_radii[rows, None]
+            balls[columns] += inside.sum(0)
+            covered[rows] |= inside.any(1)
+            recalled[rows] |= (distances < fake_radii[columns]).any(1)
+    return {
+        "precision": (balls > 0).double().mean().item(),
+        "recall": recalled.double().mean().item(),
+        "density": balls.double().mean().item() / k,
+        "coverage": covered.double().mean().item(),
+    }
+
+
+def _squared_radii(points: torch.Tensor, k: int) -> torch.Tensor:
+    """Squared distance (n,) of each point to its k-th nearest other point."""
+    radii = []
+    for rows, x in _tiles(points):
+        nearest = torch.full((len(x), k), torch.inf, dtype=torch.float64, device=points.device)
+        for columns, y in _tiles(points):
+            distances = _squared_distances(x, y)
+            if rows == columns:
+                distances.fill_diagonal_(torch.inf)
+            nearest = torch.cat([nearest, distances], 1).topk(k, largest=False).values
+        radii.append(nearest[:, -1])
+    return torch.cat(radii)
+
+
+def _squared_distances(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    squares = x.square().sum(1)[:, None] + y.square().sum(1)
+    return squares.addmm_(x, y.T, alpha=-2).clamp_(min=0)
+
+
+def _tiles(features: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Rows in float64, with where they stand: a float32 set is never held twice."""
+    for start in range(0, len(features), _TILE):
+        rows = slice(start, min(start + _TILE, len(features)))
+        yield rows, features[rows].double()
+
+
+def _same_width(a: Features, b: Features) -> tuple[torch.Tensor, torch.Tensor]:
+    a, b = _checked(a), _checked(b)
+    if a.shape[1] != b.shape[1]:
+        raise OnestepError(f"features of width {a.shape[1]} and {b.shape[1]} differ; use one extractor for both")
+    return a, b
+
+
+def _checked(features: Features) -> torch.Tensor:
+    """The features as a tensor on their device. Raises OnestepError unless there are two finite rows or more."""
+    features = torch.as_tensor(features).detach()
+    if features.ndim != 2 or len(features) < 2:
+        raise OnestepError(
+            f"features have shape {tuple(features.shape)}; need (n, d) with n >= 2, so draw more samples"
+        )
+    bad = int((~features.isfinite()).any(1).sum())
+    if bad:
+        raise OnestepError(f"{bad} of {len(features)} feature rows hold NaN or infinity; check their images")
+    return features
+
+
+# ---- from class logits
+
+
+def inception_score(logits: torch.Tensor) -> float:
+    """exp of the mean KL divergence between p(class | image) and p(class), from logits (n, classes).
+
+    Salimans et al. 2016, arXiv 1606.03498, over all images at once: splitting them, as is often done, only adds bias
+    (Barratt and Sharma 2018, arXiv 1801.01973). Between 1 and the number of classes.
+    """
+    log_p = torch.as_tensor(logits).double().log_softmax(1)
+    p = log_p.exp()
+    marginal = p.mean(0)
+    entropy_of_mean = -torch.special.xlogy(marginal, marginal).sum()
+    mean_entropy = -(p * log_p.clamp(min=-1e6)).sum(1).mean()
+    return float((entropy_of_mean - mean_entropy).exp())
+
+
+def class_shares(logits: torch.Tensor) -> np.ndarray:
+    """Share of images (classes,) float64 assigned to each class by logits (n, classes)."""
+    counts = torch.bincount(logits.argmax(1), minlength=logits.shape[1]).double()
+    return (counts / len(logits)).cpu().numpy()
+
+
+def class_gap(shares_a: np.ndarray, shares_b: np.ndarray) -> float:
+    """Total variation distance between two shares of classes: 0 where they are equal, 1 where no class is common."""
+    return float(np.abs(shares_a - shares_b).sum() / 2)
+
+
+# ---- pair by pair
 
 
 def psnr(images_a: torch.Tensor, images_b: torch.Tensor) -> float:

@@ -107,6 +107,22 @@ class _UNet(nn.Module):
         """
         self._check(x, noise_labels, class_labels)
         emb = self._embed(noise_labels.reshape(-1).float(), class_labels, augment_labels)
+        skips = self._encode(x, emb)
+        h = skips[-1]
+        for name, block in self.dec.items():
+            if "_aux_" not in name:
+                h = block(torch.cat([h, skips.pop()], dim=1) if "_block" in name else h, emb)
+        return self._head(h).to(x.dtype)
+
+    def encode(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
+        """The encoder's activations, finest resolution first, each (n, c, h, w): every block's, in order.
+
+        Arguments and errors as in `forward`.
+        """
+        self._check(x, noise_labels, class_labels)
+        return self._encode(x, self._embed(noise_labels.reshape(-1).float(), class_labels, None))
+
+    def _encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         h, skips, aux = x, [], x
         for name, block in self.enc.items():
             if name.endswith("_aux_residual"):
@@ -114,10 +130,7 @@ class _UNet(nn.Module):
                 continue
             h = block(h) if name.endswith("_conv") else block(h, emb)
             skips.append(h)
-        for name, block in self.dec.items():
-            if "_aux_" not in name:
-                h = block(torch.cat([h, skips.pop()], dim=1) if "_block" in name else h, emb)
-        return self._head(h).to(x.dtype)
+        return skips
 
     def _check(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> None:
         channels, resolution, labels = (self.config[key] for key in ("in_channels", "img_resolution", "label_dim"))

@@ -164,6 +164,9 @@ def _notes(rows: pd.DataFrame) -> list[str]:
     for row in rows[~sound].itertuples(index=False):
         name = f"{row.label}, {row.size}, {row.steps} steps, training seed {row.train_seed}, seed {row.seed}"
         notes.append(f"{row.dataset}: the FID of {name} is {row.fid}: its mean is not drawn.")
+    warned = rows[rows["warning"].fillna("") != ""]
+    for (dataset, features, warning), group in warned.groupby(["dataset", "features", "warning"], sort=True):
+        notes.append(f"{dataset}, {features} features, {len(group)} of {len(rows)} scores: {warning}.")
     return notes
 
 

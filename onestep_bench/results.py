@@ -10,14 +10,14 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.scores import FIELDS, MEASURED, bundles_in
+from onestep_bench.scores import FIELDS, LATER, MEASURED, QUALITIES, bundles_in
 
 _ORDER = ["dataset", "label", "size", "train_seed", "sampler", "steps", "seed", "protocol", "weights", "model"]
 _SAME_SCORE = ["model", "sampler", "steps", "seed", "weights", "protocol"]
 PROTOCOL = ["dataset", "protocol"]
 # Two budgets or two network shapes under one label are two points, never one mean.
 _GROUP = ["dataset", "protocol", "features", "label", "size", "sampler", "steps", "weights", "params", "kimg"]
-_NUMBERS = ["train_seed", "steps", "nfe", "seed", "fid", "params", "macs", "kimg", "samples", *MEASURED]
+_NUMBERS = ["train_seed", "steps", "nfe", "seed", "fid", *QUALITIES, "params", "macs", "kimg", "samples", *MEASURED]
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -26,12 +26,14 @@ _NUMBERS = ["train_seed", "steps", "nfe", "seed", "fid", "params", "macs", "kimg
 def read_rows(notebooks: Path | Iterable[Path]) -> pd.DataFrame:
     """Every score row in a folder of executed notebooks, or in the notebooks given: columns and order are fixed.
 
-    A score that two notebooks recorded (both used one model) appears once. Raises OnestepError for rows with other keys
-    than `scores.FIELDS`, and for two notebooks that disagree about the score of one model.
+    A score that two notebooks recorded (both used one model) appears once. Older rows may lack `scores.LATER`: nothing
+    stands in their place. Raises OnestepError for rows whose other keys are not those of `scores.FIELDS`, and for two
+    notebooks that disagree about the score of one model.
     """
     found: dict[tuple, tuple[dict, Path]] = {}
     for path, bundle in _bundles(notebooks):
         for row in bundle["rows"]:
+            row = dict.fromkeys(LATER) | row
             if row.keys() != FIELDS.keys():
                 keys = ", ".join(sorted(row.keys() ^ FIELDS.keys()))
                 raise OnestepError(f"{path}: a score row of another version (differs in: {keys}); run that cell again")
@@ -121,6 +123,8 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         fid_mean=("fid", mean),
         fid_std=("fid", lambda values: values.std(skipna=False)),
         fid_min=("fid", "min"),
+        precision=("precision", mean),
+        recall=("recall", mean),
         count=("fid", "size"),
         nfe=("nfe", mean),
         macs=("macs", mean),
@@ -147,6 +151,7 @@ def table(rows: pd.DataFrame) -> Styler:
             "FID": lines["fid_mean"],
             "± std": lines["fid_std"],
             "best": lines["fid_min"],
+            **_shown_if_measured(lines, "precision", "recall"),
             "runs": lines["count"],
             "parameters": lines["params"],
             "MACs": lines["macs"],
@@ -158,19 +163,26 @@ def table(rows: pd.DataFrame) -> Styler:
     )
     # NFE, steps and the like are settings, not results; a column in which all are equal has no best.
     lowest = ["FID", "best", "parameters", "MACs", "kimg", "training s", "latency ms"]
-    lowest, highest = ([name for name in names if shown[name].nunique() > 1] for names in (lowest, ["images/s"]))
+    highest = [name for name in ("precision", "recall", "images/s") if name in shown]
+    lowest, highest = ([name for name in names if shown[name].nunique() > 1] for names in (lowest, highest))
     bold = "font-weight: 700"
     style = shown.style.hide(axis="index").set_uuid("scores")
     style = style.highlight_min(lowest, props=bold).highlight_max(highest, props=bold)
     return style.format(
         {
             **dict.fromkeys(["FID", "± std", "best", "training s", "latency ms", "images/s"], _measured),
+            **dict.fromkeys([name for name in ("precision", "recall") if name in shown], "{:.3f}"),
             **dict.fromkeys(["NFE", "kimg"], brief),
             **dict.fromkeys(["parameters", "MACs"], millions),
         },
         na_rep="–",
         escape="html",
     )
+
+
+def _shown_if_measured(lines: pd.DataFrame, *names: str) -> dict[str, pd.Series]:
+    """The columns that hold a number at all: rows of small or old runs have none."""
+    return {name: lines[name] for name in names if lines[name].notna().any()}
 
 
 def drawable(rows: pd.DataFrame) -> pd.DataFrame:

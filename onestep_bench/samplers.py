@@ -49,6 +49,13 @@ def euler(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) 
     return ddim(denoiser, noise, times, labels)
 
 
+def one_step(denoiser, noise: Tensor, labels: Tensor | None = None) -> Tensor:
+    """x0 as predicted from pure noise: `euler` in one step, in the precision of `noise` and with gradients."""
+    level = denoiser.path.t_max
+    start = denoiser.path.prior_std(torch.tensor(level, device=noise.device)) * noise
+    return denoiser(start, level, labels, want="x0")
+
+
 @torch.no_grad()
 def heun(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
     """Heun's method for the probability-flow ODE (Karras et al. 2022, Algorithm 1); Euler on the step that ends at 0.

@@ -24,6 +24,15 @@ FIELDS = {
     "nfe": "network evaluations a sample, counted",
     "seed": "sampling seed",
     "fid": "Frechet distance between features of samples and reference",
+    "fd_infinity": "the same, extrapolated to infinitely many samples",
+    "kid": "kernel distance between features of samples and reference, unbiased, all pairs",
+    "precision": "share of samples among the reference (k-NN)",
+    "recall": "share of the reference among the samples (k-NN)",
+    "density": "as precision, but counting how often",
+    "coverage": "share of the reference with a sample near it (k-NN)",
+    "inception_score": "exp of the mean KL divergence of the judge's classes",
+    "class_gap": "total variation distance between the judge's shares of classes of samples and reference, 0 to 1",
+    "warning": "why to distrust the row; empty if nothing is known",
     "params": "parameters of the network",
     "macs": "multiply-accumulates of conv and linear layers, one evaluation of one image",
     "kimg": "thousands of training images over the whole lineage",
@@ -36,10 +45,16 @@ FIELDS = {
     "versions": "versions of the libraries that decide numbers",
     "train_seconds": "measured: training and pair-making time over the whole lineage",
     "latency_ms": "measured: median time to draw one image at batch 1",
+    "latency_p95_ms": "measured: its 95th percentile",
     "throughput": "measured: images a second at the evaluation batch",
     "peak_memory_mb": "measured: peak memory while sampling a batch",
 }
-MEASURED = ("train_seconds", "latency_ms", "throughput", "peak_memory_mb")
+MEASURED = ("train_seconds", "latency_ms", "latency_p95_ms", "throughput", "peak_memory_mb")
+# None where the judge has no classes or there are too few images. Rows recorded before these fields existed lack them.
+QUALITIES = (
+    "fd_infinity", "kid", "precision", "recall", "density", "coverage", "inception_score", "class_gap",
+)  # fmt: skip
+LATER = (*QUALITIES, "warning", "latency_p95_ms")
 
 
 def bundle(rows: list[dict], strips: list[dict]) -> dict:

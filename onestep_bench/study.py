@@ -16,25 +16,14 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from tqdm import tqdm
 
-from onestep_bench import (
-    __version__,
-    checkpoints,
-    cost,
-    methods,
-    metrics,
-    models,
-    networks,
-    samplers,
-    scores,
-    store,
-    zoo,
-)
+from onestep_bench import __version__, checkpoints, cost, methods, models, networks, samplers, scores, store, zoo
 from onestep_bench.data import Dataset, to_uint8
 from onestep_bench.denoiser import Denoiser, counting
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.features import load_extractor
 from onestep_bench.files import file_digest, replacing, write_json
 from onestep_bench.models import FOREIGN, Model, Pairs, device, device_name, sample
+from onestep_bench.scoring import Judged, score
 from onestep_bench.seeds import seed_for
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
 
@@ -234,6 +223,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> list[Lo
             source,
             training,
             seed=seed_for(seed, "train"),
+            adams=method.adams(config, training.betas),
             ema=ema,
             checkpoint=folder / "checkpoint.pt",
             checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
@@ -293,7 +283,7 @@ def evaluate(
     samples: int | None = None,
     features: str = "digits",
 ) -> dict:
-    """Score a model: Frechet distance at each number of steps and sampling seed, with what it costs.
+    """Score a model at each number of steps and sampling seed, with what it costs.
 
     label: what plots call it. samples: how many images to score, by default as many as the reference has.
     features: a name of `features.names()`. The reference is the training split, as is usual in the field.
@@ -313,7 +303,7 @@ def evaluate(
             "samples": samples,
             "features": extractor.digest,
             "data": data.digest,
-            "version": 1,
+            "version": 2,
             "path": model.path.spec() if model.path else None,
         }
 
@@ -325,8 +315,8 @@ def evaluate(
         artifact = store.memo("scores", recipe, [model.artifact], make)
         scored = json.loads((artifact.folder / "scores.json").read_text())
         common = _common_fields(model, data, extractor, artifact, label, protocol)
-        common |= {"sampler": sampler, "steps": count, "samples": samples} | scored["measured"]
-        rows += [{**common, "seed": seed, "fid": fid, "nfe": scored["nfe"]} for seed, fid in scored["fid"]]
+        common |= {"sampler": sampler, "steps": count, "samples": samples, "nfe": scored["nfe"]} | scored["measured"]
+        rows += [{**common, **found} for found in scored["seeds"]]
         keys = ("label", "size", "steps", "sampler", "train_seed")
         strips.append({key: common[key] for key in keys} | {"png": scored["strip"]})
     return scores.bundle(rows, strips)
@@ -354,25 +344,27 @@ def _common_fields(model, data, extractor, artifact, label, protocol) -> dict:
 
 
 def _score(model, data, extractor, sampler, steps, seeds, samples) -> dict:
-    reference = metrics.moments(extractor(data.images))
-    fids, strip, evaluations = [], None, 0
-    clock = cost.Stopwatch()
+    reference = Judged.of(*extractor.judge(data.images))
+    found, strip, evaluations, seconds = [], None, 0, 0.0
     for seed in tqdm(seeds, desc=f"{sampler} {steps}", unit="seed"):
+        clock = cost.Stopwatch()
         with counting(model.denoiser) as counter:
             images = to_uint8(sample(model, range(samples), sampler=sampler, steps=steps, seed=seed))
+        seconds += clock.seconds
         evaluations += counter.rows
         strip = images[:STRIP] if strip is None else strip
-        fids.append((seed, metrics.frechet_from_moments(*metrics.moments(extractor(images)), *reference)))
+        found.append({"seed": seed} | score(Judged.of(*extractor.judge(images)), reference))
     made = len(seeds) * -(-samples // models.BATCH) * models.BATCH  # the last batch is padded
-    seconds = clock.seconds
     with cost.PeakMemory(device()) as memory:
         sample(model, range(models.BATCH), sampler=sampler, steps=steps)
+    median, p95 = cost.latency_ms(lambda: sample(model, [0], sampler=sampler, steps=steps, batch_size=1), device())
     measured = {
-        "latency_ms": cost.latency_ms(lambda: sample(model, [0], sampler=sampler, steps=steps, batch_size=1), device()),
+        "latency_ms": median,
+        "latency_p95_ms": p95,
         "throughput": made / seconds,
         "peak_memory_mb": memory.megabytes,
     }
-    return {"fid": fids, "nfe": evaluations / made, "strip": _png_strip(strip), "measured": measured}
+    return {"seeds": found, "nfe": evaluations / made, "strip": _png_strip(strip), "measured": measured}
 
 
 def _png_strip(images: Tensor) -> str:
@@ -391,6 +383,13 @@ def record(*bundles: dict) -> None:
     rows = [row for bundle in bundles for row in bundle["rows"]]
     strips = [strip for bundle in bundles for strip in bundle["strips"]]
     table = pd.DataFrame(rows).groupby(["label", "size", "sampler", "steps"], sort=False)
-    table = table.agg(nfe=("nfe", "first"), fid=("fid", "mean"), std=("fid", "std"), best=("fid", "min"))
+    table = table.agg(
+        nfe=("nfe", "first"),
+        fid=("fid", "mean"),
+        std=("fid", "std"),
+        best=("fid", "min"),
+        precision=("precision", "mean"),
+        recall=("recall", "mean"),
+    )
     data = {scores.MIME: scores.bundle(rows, strips), "text/plain": table.round(2).to_string()}
     display(data | {"text/html": table.round(2).to_html()}, raw=True)

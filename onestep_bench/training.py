@@ -6,7 +6,7 @@ checkpoints, exact resume, and the stop at a loss that is no number. A method on
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from onestep_bench.data import to_unit
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import replacing
-from onestep_bench.methods import Batch, Objective
+from onestep_bench.methods import Adam, Batch, Objective
 from onestep_bench.seeds import Draw, generator, seed_for
 
 # A loss this many times the first one (or this large, if the first is small) will not come back.
@@ -34,7 +34,8 @@ class TrainConfig:
     kimg: budget, thousands of images seen. warmup_kimg: linear warm-up of the learning rate. lr_decay: 'constant' or
     'cosine' (to zero at the end of the budget). clip: gradient norm, 0 for none. accumulate: micro-batches a step.
     ema_halflife_kimg: half-life of the weights' average; its decay is capped by (1+n)/(10+n) at step n, so that the
-    random start is forgotten. hflip: mirror images (and their pairs' noise with them), each with probability 1/2.
+    random start is forgotten. ema_rampup: if positive, the half-life is at most this share of the images seen so far
+    (0.05 in EDM's and GDD's code). hflip: mirror images (and their pairs' noise with them), each with probability 1/2.
     """
 
     kimg: float
@@ -46,6 +47,7 @@ class TrainConfig:
     clip: float = 0.0
     accumulate: int = 1
     ema_halflife_kimg: float = 500.0
+    ema_rampup: float = 0.0
     hflip: bool = False
 
     def __post_init__(self):
@@ -54,6 +56,8 @@ class TrainConfig:
         # Written so that NaN is refused too.
         if not (0 < self.kimg < math.inf and self.batch_size > 0 and self.lr > 0 and self.ema_halflife_kimg > 0):
             raise OnestepError("kimg, batch_size, lr and ema_halflife_kimg must be positive numbers")
+        if not 0 <= self.ema_rampup < math.inf:
+            raise OnestepError(f"ema_rampup is a share of the images seen, 0 for none, not {self.ema_rampup}")
         if self.accumulate < 1 or self.batch_size % self.accumulate:
             raise OnestepError(f"accumulate={self.accumulate} must divide batch_size={self.batch_size}")
         if self.lr_decay not in ("constant", "cosine"):
@@ -71,6 +75,13 @@ class TrainConfig:
         if self.lr_decay == "constant":
             return rate
         return rate * (1 + math.cos(math.pi * step / self.steps)) / 2
+
+    def ema_decay(self, step: int) -> float:
+        """Share of the average that a step (0-based) keeps."""
+        halflife = self.ema_halflife_kimg * 1000
+        if self.ema_rampup:
+            halflife = min(halflife, self.ema_rampup * (step + 1) * self.batch_size)
+        return min(0.5 ** (self.batch_size / halflife), (1 + step) / (10 + step))
 
 
 class Source:
@@ -117,7 +128,8 @@ class Source:
 class LogRow:
     """A line of the log: training so far, and the mean losses since the last line.
 
-    kimg: thousands of images seen; seconds: measured training time, over all resumptions; losses: by network.
+    kimg: thousands of images seen; seconds: measured training time, over all resumptions; losses: by network, of each
+    step the first loss it was given (a regulariser that follows, as GDD's R1, would only blur it).
     """
 
     step: int
@@ -140,9 +152,10 @@ class _LossWatch:
         self.limit = {name: torch.full((), -1.0, device=device) for name in names}
         self.bad = {name: torch.full((), -1, dtype=torch.int64, device=device) for name in names}
 
-    def add(self, name: str, loss: Tensor, step: int) -> None:
+    def add(self, name: str, loss: Tensor, step: int, *, logged: bool) -> None:
         loss = loss.detach().float()
-        self.sums[name] += torch.stack([loss, torch.ones_like(loss)])
+        if logged:
+            self.sums[name] += torch.stack([loss, torch.ones_like(loss)])
         limit = torch.where(self.limit[name] < 0, EXPLODED * loss.abs().clamp(min=1), self.limit[name])
         self.limit[name] = limit
         fine = loss.isfinite() & (loss.abs() <= limit)
@@ -172,10 +185,8 @@ class _LossWatch:
 
 
 def _update_ema(ema: nn.Module, net: nn.Module, step: int, config: TrainConfig) -> None:
-    decay = 0.5 ** (config.batch_size / (config.ema_halflife_kimg * 1000))
-    weight = 1 - min(decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), weight)
+        torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - config.ema_decay(step))
         for kept, seen in zip(ema.buffers(), net.buffers(), strict=True):
             kept.copy_(seen)
 
@@ -183,10 +194,20 @@ def _update_ema(ema: nn.Module, net: nn.Module, step: int, config: TrainConfig) 
 class _Run:
     """All that a checkpoint holds: networks, their optimisers, the EMA, the watch over losses, the log so far."""
 
-    def __init__(self, nets: dict[str, nn.Module], ema: nn.Module | None, config: TrainConfig, device: torch.device):
+    def __init__(
+        self,
+        nets: dict[str, nn.Module],
+        ema: nn.Module | None,
+        config: TrainConfig,
+        adams: Mapping[str, Adam],
+        device: torch.device,
+    ):
         self.nets, self.ema, self.config = nets, ema, config
+        self.rates = {name: adams[name].rate if name in adams else 1.0 for name in nets}
         self.optimizers = {
-            name: torch.optim.Adam(net.parameters(), lr=config.lr, betas=config.betas, fused=True)
+            name: torch.optim.Adam(
+                net.parameters(), lr=config.lr, betas=adams[name].betas if name in adams else config.betas, fused=True
+            )
             for name, net in nets.items()
         }
         self.watch = _LossWatch(list(nets), device)
@@ -242,6 +263,7 @@ def fit(
     config: TrainConfig,
     *,
     seed: int,
+    adams: Mapping[str, Adam] | None = None,
     ema: nn.Module | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
@@ -250,13 +272,14 @@ def fit(
     """Train `nets` in place by `objective`; yield about a hundred log rows, those of earlier runs first on resume.
 
     nets: every trained network by the name under which the objective yields losses; 'student' must be among them.
-    ema: a copy of the student, made its average. checkpoint: file from which a killed run goes on, written every
-    `checkpoint_seconds` and at the end. All draws are functions of (seed, purpose, step), so that a resumed run ends
-    in the same bits as an uninterrupted one on the same machine. name: what errors call the run.
+    adams: optimiser settings of the networks that do not train with `config`'s own. ema: a copy of the student, made
+    its average. checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
+    All draws are functions of (seed, purpose, step), so that a resumed run ends in the same bits as an uninterrupted
+    one on the same machine. name: what errors call the run.
     Raises OnestepError at the first loss that is not finite or explodes, keeping the last good checkpoint.
     """
     device = next(nets["student"].parameters()).device
-    run = _Run(nets, ema, config, device)
+    run = _Run(nets, ema, config, adams or {}, device)
     if checkpoint and checkpoint.exists():
         run.load(checkpoint)
     yield from list(run.rows)
@@ -300,6 +323,7 @@ def _step(objective: Objective, run: _Run, source: Source, seed: int, step: int,
     draws = _micro_draws(config, seed, step, device)
     # The objectives of all micro-batches advance together: each network is stepped once, after all of them.
     losses = [objective(source.batch(draw, config.hflip), draw) for draw in draws]
+    logged: set[str] = set()
     autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     while True:
         names, total = None, 0.0
@@ -315,13 +339,14 @@ def _step(objective: Objective, run: _Run, source: Source, seed: int, step: int,
                     run.optimizers[name].zero_grad(set_to_none=True)
             (loss / config.accumulate).backward()
             total = total + loss.detach() / config.accumulate
-        run.watch.add(names[0], total, step)
+        run.watch.add(names[0], total, step, logged=names[0] not in logged)
+        logged.add(names[0])
         for name in names:
             if config.clip:
                 nn.utils.clip_grad_norm_(run.nets[name].parameters(), config.clip)
             optimizer = run.optimizers[name]
             for group in optimizer.param_groups:
-                group["lr"] = config.rate(step)
+                group["lr"] = config.rate(step) * run.rates[name]
             optimizer.step()
 
 

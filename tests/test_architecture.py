@@ -9,7 +9,19 @@ import pytest
 import onestep_bench
 
 PACKAGE = Path(onestep_bench.__file__).parent
-MATHEMATICS = {"methods", "denoiser", "losses", "paths", "samplers", "networks", "features", "seeds", "errors"}
+MATHEMATICS = {
+    "methods",
+    "critics",
+    "layers",
+    "denoiser",
+    "losses",
+    "paths",
+    "samplers",
+    "networks",
+    "features",
+    "seeds",
+    "errors",
+}
 GRID_SIDE = {"grid", "engine", "report", "cli"}
 
 

@@ -6,8 +6,21 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from onestep_bench import metrics
 from onestep_bench.errors import OnestepError
-from onestep_bench.metrics import feature_cosine, frechet_distance, frechet_from_moments, moments, psnr
+from onestep_bench.metrics import (
+    class_gap,
+    class_shares,
+    fd_infinity,
+    feature_cosine,
+    frechet_distance,
+    frechet_from_moments,
+    inception_score,
+    kid,
+    moments,
+    precision_recall,
+    psnr,
+)
 
 REFERENCE = np.load(Path(__file__).parent / "reference" / "metrics.npz")
 REAL, FAKE = REFERENCE["features_real"], REFERENCE["features_fake"]
@@ -91,3 +104,99 @@ def test_feature_cosine_is_taken_pair_by_pair():
     features = torch.eye(3)
     assert feature_cosine(features, 5 * features) == pytest.approx(1)
     assert feature_cosine(features, features.roll(1, 0)) == pytest.approx(0)
+
+
+# ---- kernel and nearest-neighbour metrics
+
+
+@pytest.fixture
+def small_tiles(monkeypatch):
+    """Many tiles a side, the last one short."""
+    monkeypatch.setattr(metrics, "_TILE", 111)
+
+
+@pytest.mark.parametrize("kind", [np.asarray, torch.from_numpy])
+@pytest.mark.parametrize("k", [3, 5])
+def test_neighbour_metrics_are_exactly_the_reference(kind, k, small_tiles):
+    found = precision_recall(kind(REAL), kind(FAKE), k)
+    assert found == {name: float(REFERENCE[f"prdc/k{k}/{name}"]) for name in found}
+    assert found.keys() == {"precision", "recall", "density", "coverage"}
+
+
+def test_kid_is_the_reference(small_tiles):
+    expected = float(REFERENCE["kid_full_unbiased"])
+    assert kid(REAL, FAKE) == pytest.approx(expected, abs=1e-9, rel=0)
+    assert kid(FAKE, torch.from_numpy(REAL)) == pytest.approx(expected, abs=1e-9, rel=0)
+
+
+@pytest.mark.parametrize("metric", [kid, precision_recall])
+def test_tiles_do_not_change_a_metric(metric, monkeypatch):
+    whole = metric(REAL[:300], FAKE[:200])
+    monkeypatch.setattr(metrics, "_TILE", 7)
+    assert metric(REAL[:300], FAKE[:200]) == pytest.approx(whole, rel=1e-12)
+
+
+@given(seeds, st.integers(1, 6), st.integers(8, 40), st.integers(8, 40))
+@settings(max_examples=20, deadline=None)
+def test_neighbour_metrics_are_their_definitions(seed, k, n, m):
+    real, fake = features(seed, n, 3), features(seed + 1, m, 3)
+    to = lambda a, b: np.linalg.norm(a[:, None] - b[None], axis=-1)  # noqa: E731
+    real_radii, fake_radii = (np.sort(to(points, points), 1)[:, k] for points in (real, fake))
+    between = to(real, fake)
+    assert precision_recall(real, fake, k) == pytest.approx(
+        {
+            "precision": np.mean([(between[:, j] < real_radii).any() for j in range(m)]),
+            "recall": np.mean([(between[i] < fake_radii).any() for i in range(n)]),
+            "density": np.mean([(between[:, j] < real_radii).sum() / k for j in range(m)]),
+            "coverage": np.mean([between[i].min() < real_radii[i] for i in range(n)]),
+        }
+    )
+
+
+def test_kid_of_halves_of_one_set_is_about_zero_and_unbiased():
+    values = [kid(*np.split(features(seed, 60, 4), 2)) for seed in range(200)]
+    assert abs(np.mean(values)) < 4 * np.std(values) / np.sqrt(len(values))
+    assert min(values) < 0 < max(values)
+
+
+@pytest.mark.parametrize("metric", [kid, precision_recall])
+def test_bad_sets_of_features_are_one_clear_line(metric, refuses):
+    with refuses("width 10 and 64 differ", "one extractor"):
+        metric(REAL[:, :10], FAKE)
+    with refuses("shape (1, 64)", "n >= 2"):
+        metric(REAL, FAKE[:1])
+    with refuses("1 of 1000 feature rows hold NaN"):
+        metric(REAL, np.where(np.arange(1000)[:, None] == 7, np.inf, FAKE))
+
+
+def test_neighbours_need_more_images_than_there_are_neighbours(refuses):
+    with refuses("5 neighbours need more than 5 images in each set, not 5"):
+        precision_recall(REAL, FAKE[:5])
+
+
+def test_fd_infinity_takes_the_bias_away():
+    random = np.random.default_rng(0)
+    samples = random.standard_normal((4000, 32))
+    shift = np.full(32, 0.1)
+    raw = frechet_from_moments(*moments(samples), shift, np.eye(32))
+    assert fd_infinity(samples, shift, np.eye(32)) == pytest.approx(0.32, abs=0.03)
+    assert raw > 0.38  # the distance of the means is 0.32, the rest is bias
+    assert fd_infinity(samples, shift, np.eye(32)) == fd_infinity(samples, shift, np.eye(32))
+
+
+# ---- from class logits
+
+
+def test_inception_score_has_closed_forms():
+    assert inception_score(torch.zeros(6, 5)) == pytest.approx(1)
+    assert inception_score(1e6 * torch.eye(5)) == pytest.approx(5)
+    assert inception_score(1e6 * torch.eye(5)[[0, 0, 1]]) == pytest.approx(
+        np.exp(-(2 * np.log(2 / 3) + np.log(1 / 3)) / 3)
+    )
+
+
+def test_class_gap_is_the_total_variation_of_shares():
+    one, two = class_shares(torch.eye(4)[[0, 0, 1, 1]]), class_shares(torch.eye(4)[[1, 2, 3, 3]])
+    assert one.tolist() == [0.5, 0.5, 0, 0]
+    assert class_gap(one, two) == 0.75
+    assert class_gap(one, one) == 0

@@ -14,7 +14,7 @@ from PIL import Image
 from onestep_bench import figures, report, results
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import STAMP, executed_path, failed_path, read_grid
-from onestep_bench.scores import FIELDS
+from onestep_bench.scores import FIELDS, LATER, QUALITIES
 
 MODELS = [("teacher (euler)", "0.2M", 2000.0), ("teacher (heun)", "0.2M", 1500.0), ("SlimFlow", "0.05M", 90.0)]
 
@@ -287,3 +287,28 @@ def test_a_grid_whose_runs_all_diverged_has_a_page_without_figures(tmp_path):
     assert not list(tmp_path.glob("fid_vs_*"))
     with pytest.raises(OnestepError, match="nothing to draw: no score is a positive number"):
         figures.fid_vs_steps(results.read_rows(tmp_path))
+
+
+# ---- what was added to rows later
+
+
+def test_rows_that_lack_later_fields_are_read_with_nothing_in_their_place(tmp_path):
+    old = {key: value for key, value in row().items() if key not in LATER}
+    executed(tmp_path / "a.ipynb", [old])
+    read = results.read_rows(tmp_path)
+    assert list(read.columns) == list(FIELDS)
+    assert read[list(QUALITIES)].isna().all(axis=None)
+    assert "precision" not in results.table(read).to_html()
+
+
+def test_summary_and_table_show_mean_precision_and_recall(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(seed=0, precision=0.5), row(seed=1, precision=0.7)])
+    report.render(tmp_path)
+    (line,) = csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text()))
+    assert (float(line["precision"]), float(line["recall"])) == pytest.approx((0.6, 0.4))
+    assert ">0.600<" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_repeats_warnings_once(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(seed=seed, warning="9 samples are few" if seed else "") for seed in range(3)])
+    assert report.render(tmp_path).read_text().count("2 of 3 scores: 9 samples are few.") == 1

@@ -228,7 +228,9 @@ def test_a_bundle_says_everything_once(evaluated, teacher, digits):
     assert (row["label"], row["method"], row["size"], row["dataset"]) == ("EDM", "edm", "0.05M", "digits")
     assert (row["samples"], row["kimg"], row["model"]) == (64, 0.064, teacher.artifact.key)
     assert digits.digest in row["protocol"]
-    assert all(math.isfinite(row[name]) and row[name] > 0 for row in rows for name in ("fid", *scores.MEASURED[:3]))
+    assert all(math.isfinite(row[name]) and row[name] > 0 for row in rows for name in ("fid", *scores.MEASURED[:4]))
+    assert all(math.isfinite(row[name]) for row in rows for name in scores.QUALITIES)
+    assert row["warning"].startswith("64 samples cannot span 64 features")
     json.dumps(evaluated)
 
 

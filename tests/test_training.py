@@ -10,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onestep_bench.data import to_unit
+from onestep_bench.errors import OnestepError
+from onestep_bench.methods import Adam
 from onestep_bench.seeds import Draw, sample_labels, sample_noise
 from onestep_bench.training import Source, TrainConfig, fit
 
@@ -286,9 +288,40 @@ def test_the_average_follows_its_formula():
     assert step == 99
 
 
+def test_the_averages_half_life_may_be_a_share_of_the_images_seen():
+    config = TrainConfig(kimg=40, batch_size=100, ema_rampup=0.05, ema_halflife_kimg=1.0)
+    # At 10 kimg the half-life is 0.5 kimg, five steps; at 40 it would be 2 kimg and is held at 1, ten steps.
+    assert config.ema_decay(99) == pytest.approx(0.5 ** (1 / 5))
+    assert config.ema_decay(399) == pytest.approx(0.5 ** (1 / 10))
+    assert config.ema_decay(0) < 0.1
+    with pytest.raises(OnestepError, match="ema_rampup"):
+        TrainConfig(kimg=1, ema_rampup=-0.1)
+
+
 def test_the_average_keeps_the_buffers_last_seen(undisturbed):
     nets, ema, _ = undisturbed
     assert ema.count == nets["student"].count == 230
+
+
+def test_a_network_may_have_an_adam_of_its_own():
+    """Adam's first step is its learning rate, whatever the gradient; with betas of 0 every step is."""
+    nets = networks()
+    before = nets["critic"].bias.item()
+    config = TrainConfig(kimg=0.008, batch_size=4, lr=1e-3)
+    rows = list(fit(two_losses(nets), nets, source(), config, seed=0, adams={"critic": Adam(0.1, (0.0, 0.0))}))
+    assert rows[-1].lr == 1e-3
+    assert abs(nets["critic"].bias.item() - before) == pytest.approx(1e-4, rel=1e-3)  # one step of two is the critic's
+
+
+def test_the_log_tells_the_first_loss_a_network_was_given():
+    nets = networks()
+
+    def objective(batch, draw):
+        for value in (1, 5):
+            yield 0 * nets["student"](batch.images).mean() + value, "student"
+
+    (row, *_) = fit(objective, nets, source(), TrainConfig(kimg=0.008, batch_size=4), seed=0)
+    assert row.losses == {"student": 1.0}
 
 
 FACTORS = {"nan": math.nan, "infinite": math.inf, "exploding": 1e6}

@@ -45,6 +45,14 @@ class Nets:
 
 
 @dataclass(frozen=True)
+class Adam:
+    """Optimiser settings of one network. rate: its learning rate over the student's; betas: as torch has them."""
+
+    rate: float
+    betas: tuple[float, float]
+
+
+@dataclass(frozen=True)
 class Method:
     """A method as the rest of the suite sees it.
 
@@ -55,6 +63,7 @@ class Method:
     data: 'images' or 'pairs'. needs_teacher: whether the objective asks nets.teacher.
     auxiliary: `(nets, config) -> networks` for nets.auxiliary, made from the run's seed.
     training: defaults of TrainConfig that the paper sets otherwise.
+    adams: `(config, betas of the student) -> {network: Adam}`, for networks that do not train as the student does.
     """
 
     name: str
@@ -66,6 +75,7 @@ class Method:
     needs_teacher: bool = False
     auxiliary: Callable[[Nets, object], dict[str, nn.Module]] = lambda nets, config: {}
     training: dict = field(default_factory=dict)
+    adams: Callable[[object, tuple[float, float]], dict[str, Adam]] = lambda config, betas: {}
 
 
 _registry: dict[str, Method] = {}

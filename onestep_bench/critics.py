@@ -1,0 +1,195 @@
+"""The projected critic: frozen features, fixed random mixing, small trained heads (Sauer et al. 2021, 2022).
+
+A discriminator that looks at the features of a network trained for something else, and learns only how to read
+them. `critic("teacher", ...)` looks through the encoder of the diffusion teacher, which needs no download and suits
+any data; `critic("timm:vgg16_bn+timm:tf_efficientnet_lite0", ...)` is GDD's for CIFAR-10.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils.parametrizations import spectral_norm
+
+from onestep_bench.denoiser import Denoiser
+from onestep_bench.errors import OnestepError, near_miss
+
+# Images (n, c, h, w) in [-1, 1] and one-hot labels or None -> feature maps, finest first.
+Backbone = Callable[[Tensor, Tensor | None], list[Tensor]]
+
+LEVELS = 4  # feature maps taken from each backbone, as in the papers
+FINEST = 4  # a head halves its map until no side is longer
+
+# A critic on the judge's own features would mark its own homework.
+_JUDGES = ("digits", "classifier", "inception", "clip", "dinov2")
+
+
+def teacher_backbone(teacher: Denoiser, ratio: float) -> Backbone:
+    """The encoder of a diffusion network asked at a low noise-to-signal `ratio`; nothing is added to the images."""
+    frozen = teacher.eval().requires_grad_(False)
+    return lambda images, labels: _spread_over(frozen.encode(images, ratio, labels))
+
+
+def _spread_over(features: Sequence[Tensor]) -> list[Tensor]:
+    """`LEVELS` of the features at even distances, the last one included; all of them if there are fewer."""
+    count = min(LEVELS, len(features))
+    return [features[(place + 1) * len(features) // count - 1] for place in range(count)]
+
+
+def timm_backbone(name: str, device: torch.device) -> Backbone:
+    """An ImageNet network of the timm library, its weights from timm's hub; images are resized to 224 pixels.
+
+    Raises OnestepError without the timm package, for a name it does not know, and where the weights cannot be had.
+    """
+    from onestep_bench.compat import import_torchvision
+
+    import_torchvision()
+    try:
+        import timm
+    except ImportError as error:
+        raise OnestepError(f"critic 'timm:{name}' needs timm: pip install 'onestep-bench[critics]'") from error
+    known = timm.list_models(pretrained=True, include_tags=False)
+    if name not in known:
+        raise OnestepError(f"timm has no pretrained network {name!r}{near_miss(name, known)}")
+    # The last four stages of a convolutional network, every third block of a base-size transformer.
+    levels = {"out_indices": (2, 5, 8, 11)} if name.startswith(("deit", "vit")) else {}
+    try:
+        network = timm.create_model(name, pretrained=True, features_only=True, **levels)
+    except OSError as error:  # the hub's errors are OSErrors
+        hub = timm.get_pretrained_cfg(name).hf_hub_id
+        raise OnestepError(
+            f"the weights of critic 'timm:{name}' could not be downloaded; put {hub} of huggingface.co into the cache "
+            "(HF_HOME), or use critic='teacher', which needs no download"
+        ) from error
+    network = network.to(device).eval().requires_grad_(False)
+    config = timm.get_pretrained_cfg(name)
+    mean, std = (torch.tensor(value, device=device).reshape(1, 3, 1, 1) for value in (config.mean, config.std))
+
+    def features(images: Tensor, labels: Tensor | None) -> list[Tensor]:
+        images = images.expand(-1, 3, -1, -1)
+        images = F.interpolate(images, size=(224, 224), mode="bilinear", antialias=True)
+        return network(((images + 1) / 2 - mean) / std)[-LEVELS:]
+
+    return features
+
+
+def _backbone(name: str, teacher: Denoiser, ratio: float) -> Backbone:
+    kind, _, network = name.partition(":")
+    if any(judge in name.lower().replace("-", "").replace("_", "") for judge in _JUDGES):
+        raise OnestepError(
+            f"critic {name!r} sees what a judge of samples sees, so scores would mean nothing; "
+            "use 'teacher' or another timm network"
+        )
+    if name == "teacher":
+        return teacher_backbone(teacher, ratio)
+    if kind == "timm" and network:
+        return timm_backbone(network, next(teacher.parameters()).device)
+    raise OnestepError(f"unknown critic {name!r}: 'teacher', 'timm:NAME', or several of them joined by '+'")
+
+
+class Mixing(nn.Module):
+    """Fixed random 1x1 mixing of channels and 3x3 mixing of scales, coarse into fine (Sauer et al. 2021, Sec. 4).
+
+    shapes: (c, h, w) of each map, finest first. Maps come out with `channels` channels each, same order.
+    """
+
+    def __init__(self, shapes: Sequence[tuple[int, int, int]], channels: int):
+        super().__init__()
+        self.across_channels = nn.ModuleList(nn.Conv2d(shape[0], channels, 1) for shape in shapes)
+        self.across_scales = nn.ModuleList(nn.Conv2d(channels, channels, 3, padding=1) for _ in shapes)
+        for convolution in (*self.across_channels, *self.across_scales):
+            nn.init.kaiming_normal_(convolution.weight, nonlinearity="linear")
+            nn.init.zeros_(convolution.bias)
+        self.requires_grad_(False)
+
+    def forward(self, features: Sequence[Tensor]) -> list[Tensor]:
+        """(n, c_k, h_k, w_k) each -> (n, channels, h_k, w_k) each."""
+        mixed: list[Tensor] = []
+        for level in reversed(range(len(features))):
+            x = self.across_channels[level](features[level])
+            if mixed:
+                coarser = F.interpolate(mixed[-1], size=x.shape[-2:], mode="bilinear", align_corners=False)
+                x = (x + coarser) * math.sqrt(0.5)
+            mixed.append(self.across_scales[level](x))
+        return mixed[::-1]
+
+
+class Head(nn.Module):
+    """Logits of one feature map (channels, h, w): spectrally normalised convolutions, halving down to 4x4.
+
+    With classes, the last map is projected onto an embedding of the label (Miyato and Koyama 2018).
+    Normalised by groups and not by batch: an image's logit depends on nothing else in its batch.
+    """
+
+    def __init__(self, channels: int, size: int, num_classes: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        while size > FINEST:
+            layers += _head_layer(channels, nn.Conv2d(channels, channels, 4, stride=2, padding=1))
+            size //= 2
+        layers += _head_layer(channels, nn.Conv2d(channels, channels, 3, padding=1))
+        self.trunk = nn.Sequential(*layers)
+        self.logits = spectral_norm(nn.Conv2d(channels, channels if num_classes else 1, 1))
+        self.embedding = spectral_norm(nn.Linear(num_classes, channels, bias=False)) if num_classes else None
+
+    def forward(self, x: Tensor, labels: Tensor | None) -> Tensor:
+        """x (n, channels, h, w), labels one-hot (n, num_classes) or None -> (n, positions)."""
+        x = self.logits(self.trunk(x))
+        if self.embedding is not None:
+            x = (x * self.embedding(labels)[:, :, None, None]).sum(1) / math.sqrt(x.shape[1])
+        return x.flatten(1)
+
+
+def _head_layer(channels: int, convolution: nn.Conv2d) -> list[nn.Module]:
+    return [spectral_norm(convolution), nn.GroupNorm(min(8, channels), channels), nn.LeakyReLU(0.2)]
+
+
+class Critic(nn.Module):
+    """Logits (n, k) of images: k positions over all heads of all backbones.
+
+    backbones: kept out of the module's parameters and state: they are frozen, and a checkpoint need not hold them.
+    image_shape: (c, h, w); channels: width of the mixing and the heads; num_classes: 0 for unconditional.
+    """
+
+    def __init__(
+        self,
+        backbones: Sequence[Backbone],
+        image_shape: tuple[int, int, int],
+        channels: int,
+        num_classes: int,
+        device: torch.device,
+    ):
+        super().__init__()
+        self._backbones, self.num_classes = tuple(backbones), num_classes
+        images = torch.zeros(1, *image_shape, device=device)
+        labels = torch.zeros(1, num_classes, device=device) if num_classes else None
+        with torch.no_grad():
+            shapes = [[tuple(map_.shape[1:]) for map_ in backbone(images, labels)] for backbone in backbones]
+        self.mixing = nn.ModuleList(Mixing(levels, channels) for levels in shapes)
+        self.heads = nn.ModuleList(
+            nn.ModuleList(Head(channels, min(level[1:]), num_classes) for level in levels) for levels in shapes
+        )
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+        """images (n, c, h, w) in [-1, 1]; labels (n,) integers, or None for an unconditional critic."""
+        one_hot = F.one_hot(labels.long(), self.num_classes).to(images.dtype) if self.num_classes else None
+        logits = []
+        for backbone, mixing, heads in zip(self._backbones, self.mixing, self.heads, strict=True):
+            features = mixing(backbone(images, one_hot))
+            logits += [head(x, one_hot) for head, x in zip(heads, features, strict=True)]
+        return torch.cat(logits, dim=1)
+
+
+def critic(names: str, teacher: Denoiser, *, channels: int, ratio: float) -> Critic:
+    """The critic for a teacher's images that sees through `names`: 'teacher', 'timm:NAME', or several joined by '+'.
+
+    ratio: noise-to-signal ratio at which the teacher's encoder is asked. Its random weights come from torch's global
+    generator. Raises OnestepError for an unknown backbone, one that judges samples, or one that cannot be had.
+    """
+    backbones = [_backbone(name, teacher, ratio) for name in names.split("+")]
+    config = teacher.net.config
+    shape = (config["in_channels"], config["img_resolution"], config["img_resolution"])
+    device = next(teacher.parameters()).device
+    return Critic(backbones, shape, channels, teacher.num_classes, device).to(device)

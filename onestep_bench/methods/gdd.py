@@ -1,0 +1,196 @@
+"""GDD and GDD-I: "Diffusion Models Are Innate One-Step Generators" (arXiv:2405.20750; ICML 2025 as D2O and D2O-F).
+
+The teacher's network becomes a one-step generator by an adversarial loss alone: nothing asks an image to be the
+teacher's image of the same noise, only the distribution has to be right. GDD trains every weight; GDD-I freezes the
+convolutions of every block, nearly all of the network, on the claim that what they compute is a one-step generator
+already.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from onestep_bench import critics
+from onestep_bench.denoiser import Denoiser
+from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.layers import UNetBlock
+from onestep_bench.methods import Adam, Method, Nets, register
+from onestep_bench.samplers import one_step
+
+# What each variant leaves frozen in every block of the U-Net.
+VARIANTS = {
+    "gdd": (),
+    "gdd-i": ("conv0", "conv1", "proj"),
+    "gdd-i+qkv": ("conv0", "conv1", "proj", "qkv"),
+    "gdd-i+skips": ("conv0", "conv1", "proj", "skip"),
+    "gdd-i+qkv+skips": ("conv0", "conv1", "proj", "qkv", "skip"),
+}
+
+
+def frozen_parameters(net: nn.Module, variant: str = "gdd-i") -> set[str]:
+    """Names of the parameters of `net` that a variant does not train.
+
+    gdd-i freezes both convolutions and the attention's output projection of every block. Trained are normalisations,
+    the modulation by the noise level, qkv, 1x1 skips, the residual encoder, input, output and the mapping network.
+    Raises OnestepError for an unknown variant.
+    """
+    if variant not in VARIANTS:
+        raise OnestepError(f"unknown variant {variant!r}{near_miss(variant, VARIANTS)}")
+    frozen = set()
+    for block_name, block in net.named_modules():
+        if isinstance(block, UNetBlock):
+            parts = {part: getattr(block, part, None) for part in VARIANTS[variant]}
+            frozen |= {
+                f"{block_name}.{part}.{name}"
+                for part, layer in parts.items()
+                if layer is not None
+                for name, _ in layer.named_parameters()
+            }
+    return frozen
+
+
+def generator_loss(logits: Tensor) -> Tensor:
+    """Non-saturating loss softplus(-D(x)), a scalar: the mean over images and logits (n, k)."""
+    return F.softplus(-logits).mean()
+
+
+def critic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
+    """softplus(D(fake)) + softplus(-D(real)), a scalar: means over images and logits (n, k)."""
+    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+
+
+def r1_penalty(critic, images: Tensor, gamma: float) -> Tensor:
+    """gamma/2 mean_i || d sum(D(x_i)) / d x_i ||^2 on real images (n, c, h, w): a scalar (Mescheder et al. 2018).
+
+    critic: a function of images, returning logits (n, k) each of which depends on its own image alone.
+    """
+    images = images.detach().requires_grad_(True)
+    # Of attention's kernels only the plain one can be differentiated twice.
+    with sdpa_kernel(SDPBackend.MATH):
+        (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+    return gamma / 2 * gradient.square().sum((1, 2, 3)).mean()
+
+
+# Images a GPU over which the released code sums its adversarial losses.
+PAPER_BATCH = 64
+
+
+@dataclass(frozen=True)
+class GDDConfig:
+    """variant: see `VARIANTS`. critic: backbones, see `critics.critic`; critic_channels: width of its heads.
+
+    critic_ratio: noise-to-signal ratio at which the teacher's encoder looks at images. critic_lr: learning rate of the
+    critic over the generator's (1 for CIFAR-10, 2 for FFHQ and AFHQ, 5 for ImageNet).
+    r1_gamma: the paper's number. It belongs to adversarial losses summed over 64 images and all k logits, where R1 is a
+    mean; ours are means, so the objective divides it by 64 k. r1_interval: R1 is taken every so many steps, and as many
+    times over.
+    """
+
+    variant: str = "gdd"
+    critic: str = "teacher"
+    critic_channels: int = 64
+    critic_ratio: float = 0.05
+    critic_lr: float = 1.0
+    r1_gamma: float = 1e-4
+    r1_interval: int = 16
+
+    def __post_init__(self):
+        if self.variant not in VARIANTS:
+            raise OnestepError(f"unknown variant {self.variant!r}{near_miss(self.variant, VARIANTS)}")
+        if self.r1_interval < 1:
+            raise OnestepError(f"r1_interval is a number of steps, at least 1, not {self.r1_interval}")
+        if self.critic_channels < 8 or self.critic_channels % 8:
+            raise OnestepError(f"critic_channels must be a multiple of 8, not {self.critic_channels}")
+        if not (self.critic_lr > 0 and self.r1_gamma >= 0 and self.critic_ratio >= 0):
+            raise OnestepError("critic_lr must be positive, r1_gamma and critic_ratio not negative")
+
+
+def gdd(nets: Nets, cfg: GDDConfig):
+    """Objective: the generator's step, the critic's on fresh noise, and now and then R1."""
+    generator, critic = nets.student, nets.auxiliary["critic"]
+    generator.eval()  # no dropout
+
+    def objective(batch, draw):
+        shape = batch.images.shape[1:]
+        critic.heads.requires_grad_(False)  # the generator's step needs no gradient of theirs
+        fake = one_step(generator, draw.normal("generator noise", shape), batch.labels)
+        yield generator_loss(critic(fake, batch.labels)), "student"
+
+        critic.heads.requires_grad_(True)
+        with torch.no_grad():
+            fake = one_step(generator, draw.normal("critic noise", shape), batch.labels)
+        real_logits = critic(batch.images, batch.labels)
+        yield critic_loss(real_logits, critic(fake, batch.labels)), "critic"
+
+        if cfg.r1_gamma and draw.step % cfg.r1_interval == 0:
+            gamma = cfg.r1_gamma / (PAPER_BATCH * real_logits.shape[1])
+            with torch.autocast(batch.images.device.type, enabled=False):  # squared gradients: too small for bfloat16
+                penalty = r1_penalty(lambda images: critic(images, batch.labels), batch.images, gamma)
+            yield cfg.r1_interval * penalty, "critic"
+
+    return objective
+
+
+def _generator(cfg: GDDConfig, net: nn.Module, native, teacher: Denoiser) -> Denoiser:
+    native = native or teacher.native
+    frozen = frozen_parameters(net, cfg.variant)
+    for name, parameter in net.named_parameters():
+        parameter.requires_grad_(name not in frozen)
+    return Denoiser(net, native)
+
+
+def _critic(nets: Nets, cfg: GDDConfig) -> dict[str, nn.Module]:
+    critic = critics.critic(cfg.critic, nets.teacher, channels=cfg.critic_channels, ratio=cfg.critic_ratio)
+    return {"critic": critic}
+
+
+def _lazy(cfg: GDDConfig, betas: tuple[float, float]) -> dict[str, Adam]:
+    """Lazy R1 is one more step every interval: Adam is slowed by that much (Karras et al. 2020, App. B)."""
+    share = cfg.r1_interval / (cfg.r1_interval + 1) if cfg.r1_gamma else 1.0
+    return {"critic": Adam(cfg.critic_lr * share, tuple(beta**share for beta in betas))}
+
+
+register(
+    Method(
+        "gdd",
+        1,
+        GDDConfig,
+        gdd,
+        _generator,
+        needs_teacher=True,
+        auxiliary=_critic,
+        training={"lr": 1e-4, "betas": (0.0, 0.99), "batch_size": 256, "ema_rampup": 0.05},
+        adams=_lazy,
+    )
+)
+
+
+@torch.no_grad()
+def layer_activity(denoiser: Denoiser, images: Tensor, noise: Tensor, times: Sequence[float]) -> dict[str, list[float]]:
+    """Mean absolute value of what each block's convolutions add to its input, at each noise level.
+
+    The paper's reason for 'innate': which layers are at work differs over the levels.
+    images, noise: (n, c, h, w), mixed on the denoiser's path at each of `times`. Blocks come in the order they run.
+    """
+    blocks = {name: module for name, module in denoiser.net.named_modules() if isinstance(module, UNetBlock)}
+    activity: dict[str, list[float]] = {name: [] for name in blocks}
+
+    def watch(name: str):
+        # conv1 ends the residual branch.
+        return blocks[name].conv1.register_forward_hook(
+            lambda module, inputs, output: activity[name].append(output.abs().mean().item())
+        )
+
+    handles = [watch(name) for name in blocks]
+    try:
+        for t in times:
+            level = torch.full((len(images),), float(t), device=images.device)
+            denoiser(denoiser.path.mix(images, noise, level), level)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return activity
