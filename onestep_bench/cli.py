@@ -1,4 +1,4 @@
-"""`onestep-bench`: plan, run, watch and report a grid of notebooks."""
+"""`onestep-bench`: plan, run, watch and report a grid of notebooks; import, export and sample models."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from onestep_bench import __version__
+from onestep_bench import __version__, tools
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import Grid, Status, read_grid, status_of
 
@@ -18,8 +18,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        grid = read_grid(options.grid, notebooks=options.notebooks, out=options.out)
-        return options.command(grid, options)
+        return options.command(options)
     except OnestepError as error:
         print(f"onestep-bench: error: {error}", file=sys.stderr)
         return 2
@@ -34,6 +33,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"onestep-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    _add_grid_commands(commands)
+    tools.add_commands(commands)
+    return parser
+
+
+# ---- grids -----------------------------------------------------------------------------------------------------------
+
+
+def _add_grid_commands(commands) -> None:
     for command, text in (
         (_plan, "list the cells of a grid and check every parameter; runs nothing"),
         (_run, "execute the cells that are not done, then render the report"),
@@ -47,10 +55,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--out", type=Path, metavar="DIR", help="default: reports/NAME beside the grid's folder")
         if command is _run:
             sub.add_argument("--store", type=Path, metavar="DIR", help="artifact store (ONESTEP_STORE of the cells)")
-    return parser
 
 
-def _plan(grid: Grid, options: argparse.Namespace) -> int:
+def _grid(options: argparse.Namespace) -> Grid:
+    return read_grid(options.grid, notebooks=options.notebooks, out=options.out)
+
+
+def _plan(options: argparse.Namespace) -> int:
+    grid = _grid(options)
     heading = ("cell", "notebook", "state", "parameters", "needs")
     lines = [
         (
@@ -67,7 +79,8 @@ def _plan(grid: Grid, options: argparse.Namespace) -> int:
     return 0
 
 
-def _run(grid: Grid, options: argparse.Namespace) -> int:
+def _run(options: argparse.Namespace) -> int:
+    grid = _grid(options)
     from onestep_bench import engine
 
     statuses = engine.run(grid, store=options.store)
@@ -75,7 +88,8 @@ def _run(grid: Grid, options: argparse.Namespace) -> int:
     return _exit_code(statuses)
 
 
-def _status(grid: Grid, options: argparse.Namespace) -> int:
+def _status(options: argparse.Namespace) -> int:
+    grid = _grid(options)
     statuses = _statuses(grid)
     stages: dict[str, list[Status]] = defaultdict(list)
     for status in statuses:
@@ -88,7 +102,8 @@ def _status(grid: Grid, options: argparse.Namespace) -> int:
     return 0
 
 
-def _report(grid: Grid, options: argparse.Namespace) -> int:
+def _report(options: argparse.Namespace) -> int:
+    grid = _grid(options)
     _render(grid)
     missing = [status.cell.id for status in _statuses(grid) if status.state != "done"]
     if missing:

@@ -137,13 +137,14 @@ class _UNet(nn.Module):
         if x.ndim != 4 or tuple(x.shape[1:]) != (channels, resolution, resolution):
             expected = f"(n, {channels}, {resolution}, {resolution})"
             raise OnestepError(f"this network takes images of shape {expected}, not {tuple(x.shape)}")
-        if noise_labels.numel() not in (1, len(x)):
+        # x.shape[0] and not len(x), and in this order, so that an exported network takes any number of images.
+        if noise_labels.numel() not in (x.shape[0], 1):
             raise OnestepError(
                 f"{noise_labels.numel()} noise labels for {len(x)} images; give one each, or one for all"
             )
         if labels and class_labels is None:
             raise OnestepError(f"this network is conditional: give class_labels, one-hot of shape (n, {labels})")
-        if class_labels is not None and tuple(class_labels.shape) != (len(x), labels):
+        if class_labels is not None and tuple(class_labels.shape) != (x.shape[0], labels):
             wanted = f"one-hot class_labels of shape ({len(x)}, {labels})" if labels else "no class_labels"
             raise OnestepError(f"this network takes {wanted}, not {tuple(class_labels.shape)}")
 
