@@ -9,16 +9,17 @@ MODEL = "folder, EDM or GDD pickle, SlimFlow .pth, https address, or name of the
 
 
 def add_commands(commands) -> None:
-    """Add import, export and sample to the sub-parsers `commands`."""
+    """Add import, export, sample and dataset to the sub-parsers `commands`."""
     _add_import(commands)
     _add_export(commands)
     _add_sample(commands)
+    _add_dataset(commands)
 
 
-def _add(commands, name: str, run, text: str, argument: str) -> argparse.ArgumentParser:
+def _add(commands, name: str, run, text: str, argument: str, about: str = MODEL) -> argparse.ArgumentParser:
     sub = commands.add_parser(name, help=text, description=text)
     sub.set_defaults(command=run)
-    sub.add_argument("source", metavar=argument, help=MODEL)
+    sub.add_argument("source", metavar=argument, help=about)
     return sub
 
 
@@ -78,4 +79,38 @@ def _sample(options: argparse.Namespace) -> int:
     )
     plots.save_grid(images, options.out)
     print(f"{options.out}: {options.number} images, {options.sampler}, {options.steps} steps, seed {options.seed}")
+    return 0
+
+
+def _add_dataset(commands) -> None:
+    text = "make a data set of square images from a folder, zip or tar, or check one"
+    about = "folder, zip or tar of images, or an archive of CIFAR-10"
+    sub = _add(commands, "dataset", _dataset, text, "SOURCE", about)
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("-o", "--out", type=Path, metavar="OUT.zip", help="write a data set in the layout of NVlabs/edm")
+    what.add_argument("--check", action="store_true", help="report counts, sizes, labels, duplicates, hash, problems")
+    sub.add_argument("--resolution", type=_side, metavar="NxN", help="size of the images written; default: as they are")
+    sub.add_argument(
+        "--transform", choices=("center-crop", "center-crop-dhariwal", "stretch"), help="how they get that size"
+    )
+
+
+def _side(text: str) -> int:
+    width, _, height = text.partition("x")
+    if not width.isdecimal() or height not in ("", width) or not 1 <= int(width) <= 1 << 13:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size of a square image, such as 64x64")
+    return int(width)
+
+
+def _dataset(options: argparse.Namespace) -> int:
+    from onestep_bench import dataset_tool
+
+    if options.check:
+        found = dataset_tool.check(Path(options.source))
+        print("\n".join(found.lines()))
+        return 1 if found.problems else 0
+    count, digest = dataset_tool.build(
+        Path(options.source), options.out, side=options.resolution, transform=options.transform
+    )
+    print(f"{options.out}: {count} images, SHA-256 {digest}")
     return 0
