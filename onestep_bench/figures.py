@@ -1,7 +1,5 @@
-"""Rows of one protocol to figures, and sample strips to a sheet; rows of several protocols are refused."""
+"""Rows of one protocol to figures; rows of several protocols are refused."""
 
-import base64
-import io
 import textwrap
 from collections.abc import Iterable
 from functools import wraps
@@ -19,18 +17,14 @@ from matplotlib.figure import Figure
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
-from PIL import Image
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.results import brief, drawable, is_teacher, millions, one_protocol, size_order, strip_order
+from onestep_bench.results import brief, drawable, is_teacher, millions, one_protocol, size_order
 
 PUBLISHED = Path(__file__).parent / "assets" / "published.csv"
 
-_SHEET_COLUMNS = 16
-
-
 _MARKERS = "oDs^vPX*"
-_INK, _MUTED, _CLAIMED = "0.15", "0.40", "0.55"
+_INK, MUTED, _CLAIMED = "0.15", "0.40", "0.55"
 STYLE = {
     "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs, and bytes, on every machine
     "font.size": 9,
@@ -40,21 +34,23 @@ STYLE = {
     "grid.color": "0.92",
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
-    "xtick.color": _MUTED,
-    "ytick.color": _MUTED,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
     "legend.fontsize": 8,
     "figure.dpi": 160,
     "svg.hashsalt": "onestep_bench",  # otherwise element ids are random
 }
 
 
-def _styled(draw):
+def styled(draw):
+    """Decorate a function that draws: it draws in the style of all figures of a report."""
+
     @wraps(draw)
-    def styled(*args, **kwargs) -> Figure:
+    def in_style(*args, **kwargs) -> Figure:
         with sns.axes_style("whitegrid"), mpl.rc_context(STYLE):
             return draw(*args, **kwargs)
 
-    return styled
+    return in_style
 
 
 def palette(labels: Iterable[str]) -> dict[str, tuple]:
@@ -69,7 +65,7 @@ def palette(labels: Iterable[str]) -> dict[str, tuple]:
     return looks | {label: (colours[i % len(colours)], _MARKERS[i % len(_MARKERS)]) for i, label in enumerate(students)}
 
 
-@_styled
+@styled
 def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: dict[str, tuple] | None = None) -> Figure:
     """FID against network evaluations, one line per model.
 
@@ -107,7 +103,7 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: dict[str,
     return figure
 
 
-@_styled
+@styled
 def fid_vs_params(
     rows: pd.DataFrame, *, steps: int = 1, published: bool = True, looks: dict[str, tuple] | None = None
 ) -> Figure:
@@ -121,7 +117,7 @@ def fid_vs_params(
     return _against(rows, "params", steps, claims, looks or palette(rows["label"]))
 
 
-@_styled
+@styled
 def fid_vs_cost(rows: pd.DataFrame, *, steps: int = 1, looks: dict[str, tuple] | None = None) -> Figure:
     """FID at one number of steps against training cost: thousands of images over the model's whole lineage.
 
@@ -195,14 +191,14 @@ def _curve(axes: Axes, curve: pd.DataFrame, x: str, look: tuple, **options) -> N
 
 
 def _teacher_line(axes: Axes, best: pd.Series) -> Text:
-    axes.axhline(best["fid_mean"], color=_MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
+    axes.axhline(best["fid_mean"], color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
     return axes.annotate(
         f"{best['label']}, {best['size']}, {best['steps']} steps: {brief(best['fid_mean'])}",
         (0, best["fid_mean"]),
         xycoords=("axes fraction", "data"),
         xytext=(4, 3),
         textcoords="offset points",
-        color=_MUTED,
+        color=MUTED,
         fontsize=7.5,
         path_effects=_HALO,
     )
@@ -338,7 +334,7 @@ def _caption(axes: Axes, rows: pd.DataFrame, lines: pd.DataFrame, claims: pd.Dat
         xytext=(-32, -38),
         textcoords="offset points",
         fontsize=6.5,
-        color=_MUTED,
+        color=MUTED,
         va="top",
         linespacing=1.4,
         annotation_clip=False,
@@ -369,63 +365,3 @@ def _claim_look() -> dict:
         "color": _CLAIMED,
         "zorder": 2,
     }
-
-
-@_styled
-def sample_sheet(strips: list[dict]) -> Figure:
-    """Samples of every model from the same noise: one row per (label, size, steps), teachers with many steps first.
-
-    strips: as `read_strips` returns them. Every sample pixel is a whole square of figure pixels.
-    Raises OnestepError for no strips, or strips of more than one data set.
-    """
-    if not strips:
-        raise OnestepError("nothing to draw: no sample strips")
-    datasets = sorted({strip["dataset"] for strip in strips})
-    if len(datasets) > 1:
-        raise OnestepError(
-            f"sample strips of {len(datasets)} data sets do not share their noise ({', '.join(datasets)})"
-        )
-    strips = sorted(strips, key=strip_order)
-    images = [_enlarged(strip["png"]) for strip in strips]
-    names = [
-        f"{strip['label']}, {strip['size']}\n{strip['steps']} step{'s' * (strip['steps'] > 1)}" for strip in strips
-    ]
-    dpi, foot = 200, 50
-    text = 12 * max(len(line) for name in names for line in name.split("\n")) + 24  # 7 point letters
-    gaps = [8 if _same_model(*pair) else 22 for pair in pairwise(strips)] + [8]
-    width = text + max(image.shape[1] for image in images)
-    height = sum(image.shape[0] for image in images) + sum(gaps) + foot
-    figure = plt.figure(figsize=(width / dpi, height / dpi), dpi=dpi)
-    plt.close(figure)
-    top = 0
-    for name, image, gap in zip(names, images, gaps, strict=True):
-        rows, columns = image.shape[:2]
-        axes = figure.add_axes((text / width, 1 - (top + rows) / height, columns / width, rows / height))
-        axes.imshow(image, interpolation="nearest", aspect="auto")
-        axes.set_axis_off()
-        figure.text((text - 16) / width, 1 - (top + rows / 2) / height, name, ha="right", va="center", fontsize=7)
-        top += rows + gap
-    figure.text(text / width, 0.3 * foot / height, "One column, one noise.", fontsize=6.5, color=_MUTED)
-    return figure
-
-
-def _same_model(one: dict, other: dict) -> bool:
-    if is_teacher(one["label"]) and is_teacher(other["label"]):
-        return one["steps"] == other["steps"]
-    return (one["label"], one["size"]) == (other["label"], other["size"])
-
-
-def _enlarged(png: str, target: int = 80) -> np.ndarray:
-    """The images of a strip, at most `_SHEET_COLUMNS`, enlarged by a whole factor and set apart by white."""
-    strip = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
-    side = strip.height
-    factor = max(1, round(target / side))
-    count = min(_SHEET_COLUMNS, max(1, strip.width // side))
-    gap = 6
-    sheet = Image.new("RGB", (count * (side * factor + gap) - gap, side * factor), "white")
-    for i in range(count):
-        image = strip.crop((i * side, 0, (i + 1) * side, side))
-        sheet.paste(
-            image.resize((side * factor, side * factor), Image.Resampling.NEAREST), (i * (side * factor + gap), 0)
-        )
-    return np.asarray(sheet)

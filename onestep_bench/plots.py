@@ -58,16 +58,11 @@ def curves(
     lines: Mapping[str, tuple[Iterable[float], Iterable[float]]], *, x: str, y: str, log_y: bool = False
 ) -> Figure:
     """One labelled line per item, (xs, ys), on one pair of axes."""
-    with sns.axes_style("whitegrid"):
-        figure, axes = plt.subplots(figsize=(6, 3.2))
-    for (label, (xs, ys)), colour in zip(lines.items(), sns.color_palette("colorblind", len(lines)), strict=True):
+    figure, axes = _axes()
+    for (label, (xs, ys)), colour in zip(lines.items(), _colours(lines), strict=True):
         axes.plot(list(xs), list(ys), label=label, color=colour)
     axes.set(xlabel=x, ylabel=y, yscale="log" if log_y else "linear")
-    axes.legend(frameon=False)
-    sns.despine(figure)
-    figure.tight_layout()
-    plt.close(figure)
-    return figure
+    return _finished(figure, axes)
 
 
 def losses(models: Mapping[str, object], *, log_y: bool = False) -> Figure:
@@ -77,3 +72,54 @@ def losses(models: Mapping[str, object], *, log_y: bool = False) -> Figure:
         for label, model in models.items()
     }
     return curves(lines, x="images seen (thousands)", y="training loss", log_y=log_y)
+
+
+def heatmap(rows: Mapping[str, Iterable[float]], *, columns: list[str], x: str, value: str) -> Figure:
+    """Numbers as colours: one labelled row per item, one column per entry of `columns`."""
+    figure, axes = plt.subplots(figsize=(0.6 * len(columns) + 3, 0.24 * len(rows) + 1.2))
+    table = [list(row) for row in rows.values()]
+    sns.heatmap(table, ax=axes, xticklabels=columns, yticklabels=list(rows), cmap="viridis", cbar_kws={"label": value})
+    axes.set_xlabel(x)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
+
+
+def bars(groups: Mapping[str, Iterable[float]], *, x: str, y: str) -> Figure:
+    """Groups of bars over 0, 1, 2, ..., one colour per labelled group."""
+    figure, axes = _axes()
+    width = 0.8 / len(groups)
+    for place, ((label, heights), colour) in enumerate(zip(groups.items(), _colours(groups), strict=True)):
+        heights = list(heights)
+        axes.bar(
+            [k + (place + 0.5) * width - 0.4 for k in range(len(heights))], heights, width, label=label, color=colour
+        )
+    axes.set(xlabel=x, ylabel=y, xticks=range(len(heights)))
+    return _finished(figure, axes)
+
+
+def points(places: Mapping[str, tuple[float, float]], *, x: str, y: str, log_y: bool = False) -> Figure:
+    """One labelled point per item, (x, y)."""
+    figure, axes = _axes()
+    for (label, (across, up)), colour in zip(places.items(), _colours(places), strict=True):
+        axes.plot([across], [up], "o", label=label, color=colour)
+    axes.set(xlabel=x, ylabel=y, yscale="log" if log_y else "linear")
+    return _finished(figure, axes)
+
+
+def _axes() -> tuple[Figure, plt.Axes]:
+    with sns.axes_style("whitegrid"):
+        return plt.subplots(figsize=(7, 3.2))
+
+
+def _colours(items: Mapping[str, object]) -> list:
+    return sns.color_palette("colorblind", len(items))
+
+
+def _finished(figure: Figure, axes: plt.Axes) -> Figure:
+    """With a legend beside the axes where it hides nothing."""
+    axes.legend(frameon=False, loc="center left", bbox_to_anchor=(1, 0.5))
+    sns.despine(figure)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure

@@ -17,10 +17,11 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from onestep_bench import __version__
-from onestep_bench.figures import STYLE, fid_vs_cost, fid_vs_params, fid_vs_steps, palette, sample_sheet
+from onestep_bench.figures import STYLE, fid_vs_cost, fid_vs_params, fid_vs_steps, palette
 from onestep_bench.files import replacing, write_text
 from onestep_bench.grid import Grid, Status, executed_path, failed_path, status_of
 from onestep_bench.results import PROTOCOL, drawable, executed_in, read_rows, read_strips, summarise, table
+from onestep_bench.sheets import sample_sheet
 
 TEMPLATES = Path(__file__).parent / "templates"
 

@@ -11,7 +11,7 @@ import pytest
 from grids.tiny import executed, grid_file, notebook, row, strip
 from PIL import Image
 
-from onestep_bench import figures, report, results
+from onestep_bench import figures, report, results, sheets
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import STAMP, executed_path, failed_path, read_grid
 from onestep_bench.scores import FIELDS, LATER, QUALITIES
@@ -186,7 +186,7 @@ def test_published_figures_appear_only_beside_inception_rows_of_their_data_set()
 def test_a_sample_pixel_is_a_square_of_figure_pixels():
     one = {**strip("SlimFlow", "0.2M", 1), "dataset": "digits"}
     file = io.BytesIO()
-    figures.sample_sheet([one]).savefig(file, format="png", dpi="figure")
+    sheets.sample_sheet([one]).savefig(file, format="png", dpi="figure")
     sheet = np.asarray(Image.open(file).convert("L"))
     original = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["png"]))).convert("L"))
     left = sheet.shape[1] - (4 * 80 + 3 * 6)
@@ -195,9 +195,9 @@ def test_a_sample_pixel_is_a_square_of_figure_pixels():
 
 def test_sample_sheets_refuse_nothing_and_two_data_sets():
     with pytest.raises(OnestepError, match="nothing to draw"):
-        figures.sample_sheet([])
+        sheets.sample_sheet([])
     with pytest.raises(OnestepError, match="2 data sets"):
-        figures.sample_sheet([{**strip("a", "1M", 1), "dataset": name} for name in ("digits", "cifar10")])
+        sheets.sample_sheet([{**strip("a", "1M", 1), "dataset": name} for name in ("digits", "cifar10")])
 
 
 # ---- rendering
