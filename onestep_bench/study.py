@@ -43,17 +43,20 @@ def train(
     seed: int = 0,
     teacher: Model | None = None,
     init: Model | None = None,
-    conditional: bool = False,
+    conditional: bool | None = None,
     **options,
 ) -> Model:
     """Train a model, or find it in the store.
 
     method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs. kimg: thousands of
     images seen. size: named network size, by default that of `init`. init: a model whose averaged weights the student
-    starts from. options: fields of the method's config and of `TrainConfig`.
+    starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of the pairs.
+    options: fields of the method's config and of `TrainConfig`.
     Raises OnestepError for an unknown method, size or option, and for data or a teacher that does not fit the method.
     """
     chosen = methods.get(method)
+    if conditional is None:
+        conditional = bool((teacher or data).class_counts) if teacher or isinstance(data, Pairs) else False
     _check_inputs(chosen, data, size, teacher, init, conditional)
     config, training = _configs(chosen, options | {"kimg": kimg})
     size = size or init.size
@@ -165,6 +168,11 @@ def _check_inputs(method, data, size, teacher, init, conditional) -> None:
     for model in (teacher, init):
         if model and model.class_counts and not data.class_counts:
             raise OnestepError(f"{model.artifact.key} is conditional, and the data have no labels; use labelled data")
+        if model and model.class_counts and len(model.class_counts) != len(data.class_counts):
+            raise OnestepError(
+                f"{model.artifact.key} knows {len(model.class_counts)} classes and the data have "
+                f"{len(data.class_counts)}; use other data"
+            )
         if model:
             _check_fit(model, data, model.artifact.key)
     if teacher and not init and bool(teacher.class_counts) != conditional:

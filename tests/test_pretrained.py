@@ -38,13 +38,25 @@ def test_a_pickle_is_a_teacher_and_a_start(tmp_path, digits, label_dim):
     plots.losses({"teacher": teacher})
     pairs = study.make_pairs(teacher, 16, steps=2)
     assert pairs.shape == (1, 8, 8)
-    flow = study.train("annealing-reflow", pairs, size="0.05M", conditional=conditional, **TINY)
+    flow = study.train("annealing-reflow", pairs, size="0.05M", **TINY)
     student = study.train("sfddm", digits, teacher=teacher, init=teacher, student_levels=4, **TINY)
     for model in (flow, student):
+        assert model.class_counts == teacher.class_counts
         assert teacher.artifact.key in {artifact.key for artifact in model.artifact.lineage()}
         assert study.sample(model, [0]).isfinite().all()
     rows = study.evaluate(teacher, digits, label="teacher", steps=[1], seeds=[0], samples=16)["rows"]
     assert rows[0]["method"] == "foreign"
+
+
+def test_a_student_is_told_what_its_teacher_is(tmp_path, digits):
+    told = study.pretrained(pickled(tmp_path / "a.pkl", 10), digits)
+    untold = study.pretrained(pickled(tmp_path / "b.pkl"), digits)
+    for teacher in (told, untold):
+        student = study.train("progressive", digits, teacher=teacher, size="0.05M", **TINY)
+        assert student.class_counts == teacher.class_counts
+    pairs = study.make_pairs(told, 8, steps=1)
+    assert study.train("annealing-reflow", pairs, size="0.05M", conditional=False, **TINY).class_counts == []
+    assert study.train("edm", digits, size="0.05M", **TINY).class_counts == []
 
 
 def test_an_import_is_found_again_and_follows_the_file(tmp_path, digits):
@@ -74,6 +86,9 @@ def test_what_does_not_fit_is_refused(tmp_path, digits, refuses):
         study.teacher("emd", digits, **asked)
     with refuses("1x16x16", "1x8x8"):
         study.pretrained(pickled(tmp_path / "m.pkl", side=16), digits)
+    four = study.pretrained(pickled(tmp_path / "m.pkl", 4))
+    with refuses("knows 4 classes", "have 10"):
+        study.train("sfddm", digits, teacher=four, size="0.05M", **TINY)
     with refuses("knows 4 classes", "has 10"):
         study.pretrained(pickled(tmp_path / "m.pkl", 4), digits)
     large = study.pretrained(pickled(tmp_path / "m.pkl", side=16))
