@@ -1,4 +1,4 @@
-"""`onestep-bench`: plan, run, watch and report a grid of notebooks; score images and checkpoints."""
+"""`onestep-bench`: grids of notebooks; scores of images from anywhere; models and data sets."""
 
 import argparse
 import os
@@ -7,7 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 
-from onestep_bench import __version__
+from onestep_bench import __version__, tools
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import Grid, Status, read_grid, status_of
 
@@ -35,6 +35,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     _add_grid_commands(commands)
     _add_evaluate(commands)
+    tools.add_commands(commands)
     return parser
 
 

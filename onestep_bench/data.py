@@ -5,29 +5,26 @@ To add a data set, write one function here and mark it `@dataset("name")`.
 
 import gzip
 import hashlib
-import io
 import json
 import os
-import pickle
-import tarfile
-import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
 
+from onestep_bench import cifar
+from onestep_bench.archives import Archive, decode, describe, image_names, opened
 from onestep_bench.downloads import fetch
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.files import replacing
 
 Arrays = tuple[np.ndarray, np.ndarray | None]
 _LOADERS: dict[str, Callable[[Path], Arrays]] = {}
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp")
-_FORMATS = ("PNG", "JPEG", "BMP", "WEBP")
+_CLASSES = 10**6
+_MAPPED = 1 << 26  # bytes from which on decoded images are mapped from a file
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +85,7 @@ def names() -> list[str]:
 
 
 def load(name: str, path: Path | str | None = None) -> Dataset:
-    """The training images of a registered data set, of an EDM data set zip, or of a folder of images.
+    """The training images of a registered data set, of an EDM data set zip, or of a folder or tar of images.
 
     Files are looked for under `path`, else under the folder that ONESTEP_DATA names, else under
     ~/.cache/onestep_bench/data. A registered set that is not there is downloaded and its checksum verified.
@@ -101,8 +98,7 @@ def load(name: str, path: Path | str | None = None) -> Dataset:
     if name in _LOADERS:
         return _checked(name, *_LOADERS[name](root))
     source = _find(name, root, here=path is None)
-    reader = _read_folder if source.is_dir() else _read_zip
-    return _checked(source.resolve().name.removesuffix(".zip"), *reader(source))
+    return _checked(source.resolve().name.removesuffix(".zip"), *_read_source(source))
 
 
 def to_unit(images: torch.Tensor) -> torch.Tensor:
@@ -121,13 +117,19 @@ def to_uint8(images: torch.Tensor) -> torch.Tensor:
 def _checked(name: str, images: np.ndarray, labels: np.ndarray | None) -> Dataset:
     if labels is not None and len(labels) != len(images):
         raise OnestepError(f"{name} has {len(images)} images but {len(labels)} labels; fetch its files afresh")
-    digest = hashlib.sha256(repr(images.shape).encode())
-    digest.update(np.ascontiguousarray(images).data)
+    labels = None if labels is None else np.asarray(labels, np.int64)
+    digest = digest_of(images.shape, [np.ascontiguousarray(images)], labels)
+    return Dataset(name, torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), digest)
+
+
+def digest_of(shape: tuple[int, ...], pixels: Iterable[np.ndarray], labels: np.ndarray | None) -> str:
+    """`Dataset.digest` of images (n, c, h, w), given as `shape` and their pixels in turn, and labels int64 (n,)."""
+    digest = hashlib.sha256(repr(tuple(shape)).encode())
+    for block in pixels:
+        digest.update(block.data)
     if labels is not None:
-        labels = np.asarray(labels, np.int64)
         digest.update(labels.tobytes())
-    tensors = (torch.from_numpy(images), None if labels is None else torch.from_numpy(labels))
-    return Dataset(name, *tensors, digest.hexdigest()[:16])
+    return digest.hexdigest()[:16]
 
 
 def _find(name: str, root: Path, *, here: bool) -> Path:
@@ -172,15 +174,16 @@ def _fashion_mnist(root: Path) -> Arrays:
 @dataset("cifar10")
 def _cifar10(root: Path) -> Arrays:
     """50,000 colour 32x32 pictures in ten classes (Krizhevsky)."""
-    folder = root / "cifar-10-batches-py"
-    batches = [folder / f"data_batch_{i}" for i in range(1, 6)]
-    if not all(batch.exists() for batch in batches):
-        archive = root / "cifar-10-python.tar.gz"
-        url = f"https://www.cs.toronto.edu/~kriz/{archive.name}"
-        fetch(archive, [url], "c58f30108f718f92721af3b95e74349a")
-        _extract(archive, folder, [batch.name for batch in batches])
-    images, labels = zip(*map(_read_cifar_batch, batches), strict=True)
-    return np.concatenate(images), np.concatenate(labels)
+    folder = cifar.folder_in(root)
+    if folder is None:
+        binary, archive = (root / f"cifar-10-{kind}.tar.gz" for kind in ("binary", "python"))
+        if binary.exists() and not archive.exists():
+            archive, md5 = binary, "c32a1d4ab5d03f1284b67883e8d87530"
+        else:
+            md5 = "c58f30108f718f92721af3b95e74349a"
+        fetch(archive, [f"https://www.cs.toronto.edu/~kriz/{archive.name}"], md5)
+        folder = cifar.unpack(archive, root)
+    return cifar.read_folder(folder)
 
 
 # --- MNIST's idx files
@@ -217,99 +220,34 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()
 
 
-# --- CIFAR's pickles
+# --- folders, zips and tars of images
 
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Loads numpy arrays and plain containers; a pickle that asks for anything else could run code."""
-
-    def find_class(self, module: str, name: str) -> object:
-        allowed = {
-            "_reconstruct": np.empty(0).__reduce__()[0],
-            "_frombuffer": np.empty(0).__reduce_ex__(5)[0],
-            "ndarray": np.ndarray,
-            "dtype": np.dtype,
-        }
-        # Old files (CIFAR's) were written by a numpy whose modules had other names.
-        homes = ("numpy", *(f"numpy.{core}.{part}" for core in ("core", "_core") for part in ("multiarray", "numeric")))
-        if module in homes and name in allowed:
-            return allowed[name]
-        raise OnestepError(f"refused to unpickle {module}.{name}: only arrays are allowed; do not use this file")
+def _read_source(source: Path) -> Arrays:
+    with opened(source) as archive:
+        files = image_names(source, archive.files)
+        return _read_images(archive, files), read_labels(archive, files)
 
 
-def _read_cifar_batch(path: Path) -> tuple[np.ndarray, np.ndarray]:
+def read_labels(archive: Archive, images: list[str]) -> np.ndarray | None:
+    """Labels (n,) int64 of the named images, by the archive's dataset.json; None where it has none.
+
+    Raises OnestepError for a dataset.json that is damaged, or does not give every image one whole number.
+    """
+    if "dataset.json" not in archive.files:
+        return None
+    source = archive.path
     try:
-        with open(path, "rb") as file:
-            batch = ArrayUnpickler(file, encoding="latin1").load()
-        images, labels = np.asarray(batch["data"]).reshape(-1, 3, 32, 32), np.asarray(batch["labels"])
-        if images.dtype != np.uint8 or labels.shape != images.shape[:1] or labels.dtype.kind != "i":
-            raise ValueError("not a CIFAR-10 batch")
-    except OnestepError as error:
-        raise OnestepError(f"{path}: {error}") from error
-    # A damaged pickle can raise anything.
-    except Exception as error:
-        raise OnestepError(f"{path} is damaged ({error}); delete it and load again to fetch a good copy") from error
-    return images, labels
-
-
-def _extract(archive: Path, folder: Path, members: Sequence[str]) -> None:
-    try:
-        with tarfile.open(archive, "r:gz") as tar:
-            for name in members:
-                content = tar.extractfile(f"{folder.name}/{name}").read()
-                with replacing(folder / name) as temporary:
-                    temporary.write_bytes(content)
-    except (tarfile.TarError, KeyError, AttributeError, EOFError, zlib.error) as error:
-        raise OnestepError(f"{archive} is damaged ({error}); delete it and load again") from error
-
-
-# --- zips and folders of images
-
-
-def _read_folder(folder: Path) -> Arrays:
-    files = [file.relative_to(folder).as_posix() for file in folder.rglob("*") if file.is_file()]
-    return _read_members(folder, files, lambda name: (folder / name).read_bytes())
-
-
-def _read_zip(path: Path) -> Arrays:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            files = [info.filename for info in archive.infolist() if not info.is_dir()]
-            for name in files:
-                if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
-                    raise OnestepError(f"{path}: entry {name!r} points outside the zip; do not use this file")
-            return _read_members(path, files, archive.read)
-    except (OSError, RuntimeError, zlib.error, zipfile.BadZipFile) as error:
-        raise OnestepError(f"cannot read {path} as a zip ({error}); fetch it again, or give a folder") from error
-
-
-def _read_members(source: Path, files: list[str], read: Callable[[str], bytes]) -> Arrays:
-    images = image_names(source, files)
-    labels = _read_labels(source, images, read) if "dataset.json" in files else None
-    return _read_images(source, images, read), labels
-
-
-def image_names(source: Path, files: Iterable[str]) -> list[str]:
-    """Those of a source's files that are images by their name, sorted. Raises OnestepError if there are none."""
-    # Names that begin with a dot are what file managers and archivers leave behind (._image.png).
-    visible = sorted(f for f in files if not any(part.startswith(".") for part in PurePosixPath(f).parts))
-    images = [f for f in visible if f.lower().endswith(_SUFFIXES)]
-    if not images:
-        raise OnestepError(f"{source} holds no images ({', '.join(_SUFFIXES)}); choose another folder or zip")
-    return images
-
-
-def _read_labels(source: Path, images: list[str], read: Callable[[str], bytes]) -> np.ndarray | None:
-    try:
-        pairs = json.loads(read("dataset.json"))["labels"]
+        pairs = json.loads(archive.read("dataset.json"))["labels"]
         if pairs is None:
             return None
         labels = {file: label for file, label in pairs}
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OnestepError(f'{source}: dataset.json is not {{"labels": [[file, int], ...]}}; write it so') from error
-    odd = next((file for file, label in labels.items() if type(label) is not int or label < 0), None)
+    odd = next((file for file, label in labels.items() if type(label) is not int or not 0 <= label < _CLASSES), None)
     if odd is not None:
-        raise OnestepError(f"{source}: the label of {odd} is {labels[odd]!r}; labels are integers from 0")
+        told = repr(labels[odd])[:40]
+        raise OnestepError(f"{source}: the label of {odd} is {told}; labels are integers from 0, below a million")
     unmatched = sorted(set(images) ^ labels.keys())
     if unmatched or len(pairs) != len(images):
         example = f" ({unmatched[0]} has no partner)" if unmatched else ""
@@ -317,41 +255,47 @@ def _read_labels(source: Path, images: list[str], read: Callable[[str], bytes]) 
     return np.array([labels[file] for file in images], np.int64)
 
 
-def _read_images(source: Path, files: list[str], read: Callable[[str], bytes]) -> np.ndarray:
-    """Decode into one array that is allocated once, since a set may fill half the memory."""
-    first = decode(source, files[0], read)
+def _read_images(archive: Archive, files: list[str]) -> np.ndarray:
+    """All images in one array (n, c, h, w), in memory if it is small.
+
+    A larger set is decoded once into a file and mapped from there: it needs no memory of its own, starts at once the
+    second time, and is shared by all processes of a machine. The file is named by the content of the archive.
+    """
+    first = decode(archive.path, files[0], archive.read)
     height, width = first.shape[1:]
     if height != width:
-        raise OnestepError(f"{source}: {files[0]} is {width}x{height}; images must be square, so crop them first")
-    images = np.empty((len(files), *first.shape), np.uint8)
-    for index, file in enumerate(files):
-        image = decode(source, file, read)
+        raise OnestepError(f"{archive.path}: {files[0]} is {width}x{height}; images must be square, so crop them first")
+    shape = (len(files), *first.shape)
+    if first.size * len(files) < _MAPPED:
+        images = np.empty(shape, np.uint8)
+        for index, image in enumerate(_alike(archive, files, first)):
+            images[index] = image
+        return images
+    folder = Path(os.environ.get("ONESTEP_CACHE") or "~/.cache/onestep_bench/decoded").expanduser()
+    file = folder / f"{archive.key}.npy"
+    if not _is_array(file, shape):
+        with replacing(file) as temporary, open(temporary, "wb") as out:
+            # Written and not mapped: a full disk is then an error and not a crash.
+            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for image in _alike(archive, files, first):
+                out.write(image.tobytes())
+    return np.load(file, mmap_mode="c")  # c: nobody writes to it, but torch wants to be able to
+
+
+def _alike(archive: Archive, files: list[str], first: np.ndarray) -> Iterator[np.ndarray]:
+    """All images in turn, each of the shape of the first."""
+    for file in files:
+        image = decode(archive.path, file, archive.read)
         if image.shape != first.shape:
             raise OnestepError(
-                f"{source}: {file} is {describe(image)} but {files[0]} is {describe(first)}; make all images alike"
+                f"{archive.path}: {file} is {describe(image)} but {files[0]} is {describe(first)}; make them all alike"
             )
-        images[index] = image
-    return images
+        yield image
 
 
-def describe(image: np.ndarray) -> str:
-    """Size and kind of an image (c, h, w), in words."""
-    channels, height, width = image.shape
-    return f"{width}x{height} {'grey' if channels == 1 else 'colour'}"
-
-
-def decode(source: Path, file: str, read: Callable[[str], bytes]) -> np.ndarray:
-    """uint8 (c, h, w) of one image file. Raises OnestepError for a damaged one and for modes but grey and RGB."""
+def _is_array(file: Path, shape: tuple[int, ...]) -> bool:
     try:
-        with Image.open(io.BytesIO(read(file)), formats=_FORMATS) as image:
-            mode, pixels = image.mode, np.asarray(image)
-    # Pillow reports damage in all these ways; zipfile raises RuntimeError for encrypted entries.
-    except (
-        OSError, SyntaxError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile,
-        Image.DecompressionBombError,
-    ) as error:  # fmt: skip
-        reason = "not in a known format" if isinstance(error, UnidentifiedImageError) else error
-        raise OnestepError(f"{source}: cannot read image {file} ({reason}); replace or remove it") from error
-    if mode not in ("L", "RGB"):
-        raise OnestepError(f"{source}: {file} has mode {mode}; convert it to grey (L) or RGB")
-    return pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+        found = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return found.shape == shape and found.dtype == np.uint8

@@ -44,9 +44,14 @@ class Native(Protocol):
 
 @dataclass(frozen=True)
 class EDM:
-    """EDM preconditioning, D(x; s) = c_skip x + c_out F(c_in x, ln(s)/4) (Karras et al. 2022, Table 1)."""
+    """EDM preconditioning, D(x; s) = c_skip x + c_out F(c_in x, ln(s)/4) (Karras et al. 2022, Table 1).
+
+    boundary: the level at which D(x) = x, 0 in EDM; consistency models (Song et al. 2023, App. C) and the released
+    GDD have it at 0.002, by s - boundary in the place of s in c_skip and above the root of c_out.
+    """
 
     sigma_data: float = 0.5
+    boundary: float = 0.0
     path = VE
     ratios = (0.002, 80.0)
 
@@ -55,12 +60,13 @@ class EDM:
 
     def __call__(self, net, x, t, labels):
         sigma, data = spread(t, x), self.sigma_data
-        total = sigma**2 + data**2
+        above, total = sigma - self.boundary, sigma**2 + data**2
         output = net(*self.inputs(x, t), labels)
-        return "x0", data**2 / total * x + sigma * data / total.sqrt() * output
+        return "x0", data**2 / (above**2 + data**2) * x + above * data / total.sqrt() * output
 
     def spec(self):
-        return {"name": "edm", "sigma_data": self.sigma_data}
+        spec = {"name": "edm", "sigma_data": self.sigma_data}
+        return spec | {"boundary": self.boundary} if self.boundary else spec
 
 
 # SlimFlow's released code trains flows on levels up to here and asks for the velocity at pure noise here.
@@ -135,7 +141,7 @@ class Denoiser(nn.Module):
         return Denoiser(self.net, self.native, path)
 
     def spec(self) -> dict:
-        """JSON-able description from which `checkpoints.build` makes the same denoiser with fresh weights."""
+        """JSON-able description from which, with the weights, `checkpoints.load` makes the same denoiser."""
         spec = {"network": self.net.config, "native": self.native.spec()}
         return spec if self.path == self.native.path else spec | {"path": self.path.spec()}
 
@@ -230,7 +236,7 @@ def native_from(spec: dict) -> Native:
     """The `Native` described by `spec`, as `Native.spec` wrote it. Raises OnestepError for an unknown name."""
     name = spec.get("name")
     if name == "edm":
-        return EDM(spec["sigma_data"])
+        return EDM(spec["sigma_data"], spec.get("boundary", 0.0))
     if name == "flow":
         return Flow()
     if name == "ddpm":

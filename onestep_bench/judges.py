@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 
-from onestep_bench import cost, features, scoring, store
-from onestep_bench.data import ArrayUnpickler, Dataset
+from onestep_bench import cost, features, pickles, scoring, store
+from onestep_bench.data import Dataset
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.features import FeatureExtractor, classifier
 from onestep_bench.files import file_digest, replacing
@@ -134,15 +134,14 @@ def _read_npz(path: Path) -> dict:
 
 
 def _read_pickle(path: Path) -> dict:
-    with open(path, "rb") as file:
-        return dict(ArrayUnpickler(file).load())
+    return dict(pickles.read(path))
 
 
 def _readable(read, path: Path):
     try:
         return read(path)
-    except OnestepError as error:
-        raise OnestepError(f"{path}: {error}") from error
+    except OnestepError:
+        raise
     except OSError as error:
         raise OnestepError(f"cannot read {path}: {error.strerror or error}; correct the path") from error
     except Exception as error:  # damaged pickles and zips can raise anything

@@ -5,16 +5,15 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import Tensor
 
 from onestep_bench import checkpoints, paths, samplers, store
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
-from onestep_bench.files import file_digest
 from onestep_bench.ranks import device
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.training import LogRow
@@ -80,28 +79,8 @@ class Model:
     @property
     def shape(self) -> tuple[int, int, int]:
         """(channels, height, width) of its images."""
-        config = self.denoiser.net.config
+        config = checkpoints.describe(self.artifact.folder)["network"]
         return config["in_channels"], config["img_resolution"], config["img_resolution"]
-
-
-def model_at(folder: Path) -> Model:
-    """The model in a folder: an artifact of a store, or `model.safetensors` beside `config.json` from anywhere.
-
-    The latter is copied into the store, under the hash of its files. What its training cost is not known, nor, if it
-    is conditional, the proportions of its classes: they count as equal.
-    Raises OnestepError if the folder holds no whole model.
-    """
-    if (folder / store.META).exists():
-        return Model(store.Artifact(folder.resolve()))
-    denoiser = checkpoints.load(folder)
-    files = {name: file_digest(folder / name) for name in (checkpoints.WEIGHTS, checkpoints.CONFIG)}
-    recipe = {"method": FOREIGN, "version": 1, "files": files, "size": None, "seed": None}
-
-    def make(made: Path) -> dict:
-        checkpoints.save(denoiser, made)
-        return {"kimg": 0.0, "seconds": 0.0, "device": device_name()}
-
-    return Model(store.memo("model", recipe | {"class_counts": [1] * denoiser.num_classes}, [], make))
 
 
 @dataclass(frozen=True)
@@ -114,6 +93,12 @@ class Pairs:
     def images(self) -> Tensor:
         """(n, c, h, w) float32, as the sampler left them."""
         return load_file(self.artifact.folder / "images.safetensors")["images"]
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        with safe_open(self.artifact.folder / "images.safetensors", "pt") as file:
+            return tuple(file.get_slice("images").get_shape()[1:])
 
     @property
     def noise(self) -> Tensor:

@@ -137,13 +137,14 @@ class _UNet(nn.Module):
         if x.ndim != 4 or tuple(x.shape[1:]) != (channels, resolution, resolution):
             expected = f"(n, {channels}, {resolution}, {resolution})"
             raise OnestepError(f"this network takes images of shape {expected}, not {tuple(x.shape)}")
-        if noise_labels.numel() not in (1, len(x)):
+        # x.shape[0] and not len(x), and in this order, so that an exported network takes any number of images.
+        if noise_labels.numel() not in (x.shape[0], 1):
             raise OnestepError(
                 f"{noise_labels.numel()} noise labels for {len(x)} images; give one each, or one for all"
             )
         if labels and class_labels is None:
             raise OnestepError(f"this network is conditional: give class_labels, one-hot of shape (n, {labels})")
-        if class_labels is not None and tuple(class_labels.shape) != (len(x), labels):
+        if class_labels is not None and tuple(class_labels.shape) != (x.shape[0], labels):
             wanted = f"one-hot class_labels of shape ({len(x)}, {labels})" if labels else "no class_labels"
             raise OnestepError(f"this network takes {wanted}, not {tuple(class_labels.shape)}")
 
@@ -356,9 +357,33 @@ def sized(name: str, resolution: int, channels: int, label_dim: int = 0, dropout
     """
     if name not in SIZES:
         raise OnestepError(f"unknown size {name!r}{near_miss(name, SIZES)}")
-    config = SIZES[name] | {"img_resolution": resolution, "in_channels": channels, "out_channels": channels}
-    if name.startswith("edm-") and resolution >= 64:
-        config["channel_mult"] = (1, 2, 2, 2)  # as EDM has them on its 64 px sets
+    config = _size_config(name, resolution) | {"in_channels": channels, "out_channels": channels}
     if dropout is not None:
         config["dropout"] = dropout
     return build(config | {"label_dim": label_dim})
+
+
+def _size_config(name: str, resolution: int) -> dict[str, Any]:
+    config = SIZES[name] | {"img_resolution": resolution}
+    if name.startswith("edm-") and resolution >= 64:
+        config["channel_mult"] = (1, 2, 2, 2)  # as EDM has them on its 64 px sets
+    return config
+
+
+def size_of(net: nn.Module) -> str:
+    """The named size of a network, whatever its images, labels and dropout, else its parameters, as in '5.12M'."""
+    for name, size in SIZES.items():
+        defaults = inspect.signature(ARCHITECTURES[size["arch"]]).parameters
+        shape = {key: parameter.default for key, parameter in defaults.items() if key not in _NOT_SIZE}
+        shape |= _size_config(name, net.config["img_resolution"]) | {"dropout": net.config["dropout"]}
+        # A config holds lists where SIZES holds tuples.
+        if all(net.config.get(key) in (value, _as_list(value)) for key, value in shape.items()):
+            return name
+    return f"{sum(parameter.numel() for parameter in net.parameters()) / 1e6:.3g}M"
+
+
+def _as_list(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+_NOT_SIZE = ("in_channels", "out_channels", "label_dim", "augment_dim", "dropout", "label_dropout")

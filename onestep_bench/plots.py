@@ -1,15 +1,20 @@
 """Pictures for notebooks: image sheets and curves. Figures of whole reports are made by `report`."""
 
+import math
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 
 import matplotlib.pyplot as plt
 import seaborn as sns
 import torch
 from matplotlib.figure import Figure
+from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
 from onestep_bench.data import to_uint8
+from onestep_bench.errors import OnestepError
+from onestep_bench.files import replacing
 
 
 def sheet(rows: Mapping[str, Tensor], *, title: str = "", pixels: float = 0.55) -> Figure:
@@ -31,6 +36,22 @@ def sheet(rows: Mapping[str, Tensor], *, title: str = "", pixels: float = 0.55) 
         figure.suptitle(title, fontsize="medium")
     plt.close(figure)  # the notebook shows the value of its cell; without this it would show the figure twice
     return figure
+
+
+def save_grid(images: Tensor, file: Path) -> None:
+    """Write images (n, c, h, w), uint8 or float in [-1, 1], as one picture, about as many to a row as rows, unscaled.
+
+    Raises OnestepError for a file name of no picture format.
+    """
+    images = images if images.dtype == torch.uint8 else to_uint8(images)
+    columns = math.isqrt(len(images) - 1) + 1
+    blank = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
+    rows = torch.cat([images, blank]).unflatten(0, (-1, columns))
+    picture = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+    if file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
+        raise OnestepError(f"{file}: a picture is a .png, .jpg or .webp")
+    with replacing(file) as temporary:
+        Image.fromarray(picture.squeeze(-1) if picture.shape[-1] == 1 else picture).save(temporary)
 
 
 def curves(

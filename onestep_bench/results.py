@@ -60,7 +60,8 @@ def read_strips(notebooks: Path | Iterable[Path]) -> list[dict]:
         for _, bundle in _bundles(notebooks)
         for strip in bundle["strips"]
     ]
-    strips.sort(key=lambda strip: (strip["train_seed"], str(strip["sampler"])))
+    # A model from elsewhere has no training seed.
+    strips.sort(key=lambda strip: (strip["train_seed"] or 0, str(strip["sampler"])))
     first: dict[tuple, dict] = {}
     for strip in strips:
         first.setdefault(tuple(strip[key] for key in ("dataset", "label", "size", "steps")), strip)

@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 
-from onestep_bench import data, evaluation, judges
+from onestep_bench import data, evaluation, judges, study
 from onestep_bench.checkpoints import CONFIG, WEIGHTS
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import write_json, write_text
-from onestep_bench.models import model_at
 from onestep_bench.scores import FIELDS
 from onestep_bench.sources import images_at
 
 _FORMATS = (".json", ".csv")
+_MODELS = (".pkl", ".pth", ".pt")  # files of models, and not of images
 
 
 def rows_of(
@@ -30,15 +30,17 @@ def rows_of(
     steps: Sequence[int] = (1,),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[dict]:
-    """Score rows of the checkpoint in a folder, or of the images in a folder, zip or npz.
+    """Score rows of a model (a folder, or a file that `checkpoints.load_pretrained` knows), or of images.
 
-    dataset: a name or path that `data.load` knows, or with `reference` (a file of statistics) only a name for tables.
-    sampler, steps, seeds: of a checkpoint. Raises OnestepError for whatever cannot be scored.
+    Images come in a folder, zip, tar or npz. dataset: a name or path that `data.load` knows, or with `reference` (a
+    file of statistics) only a name for tables. sampler, steps, seeds: of a model.
+    Raises OnestepError for whatever cannot be scored.
     """
     against = judges.Statistics(dataset, reference) if reference else data.load(dataset)
     label = label or source.resolve().name.removesuffix(".zip")
-    if any((source / name).exists() for name in (WEIGHTS, CONFIG)):
-        model, how = model_at(source), {"sampler": sampler, "steps": steps, "seeds": seeds}
+    if any((source / name).exists() for name in (WEIGHTS, CONFIG)) or source.suffix in _MODELS:
+        model = study.pretrained(source, None if reference else against)
+        how = {"sampler": sampler, "steps": steps, "seeds": seeds}
         return evaluation.evaluate(model, against, label=label, features=features, samples=samples, **how)["rows"]
     images = images_at(source)
     return evaluation.evaluate_images(images, against, label=label, features=features, samples=samples)["rows"]

@@ -1,18 +1,18 @@
-"""Images from anywhere, as a stream: a folder, a zip, an npz. They are decoded as they are asked for."""
+"""Images from anywhere, as a stream: a folder, a zip, a tar, an npz. They are decoded as they are asked for."""
 
 import os
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from onestep_bench.data import decode, describe, image_names
+from onestep_bench.archives import decode, describe, image_names, opened
 from onestep_bench.errors import OnestepError
 
 _BATCH = 256
@@ -32,7 +32,7 @@ class Images:
 
 
 def images_at(path: Path | str) -> Images:
-    """The images of a folder (at any depth), of a zip, or of an npz (`arr_0` or `images`, uint8 (n, h, w[, c])).
+    """The images of a folder (at any depth), of a zip or tar, or of an npz (`arr_0` or `images`, uint8 (n, h, w[, c])).
 
     Raises OnestepError where there are none, for a damaged file, and, when it is their turn, for images of mixed sizes.
     """
@@ -40,42 +40,26 @@ def images_at(path: Path | str) -> Images:
     if path.suffix == ".npz" and path.is_file():
         return _from_npz(path)
     if not path.exists():
-        raise OnestepError(f"no file or folder {path}; give a checkpoint, or a folder, zip or npz of images")
-    opener = _folder if path.is_dir() else _zip
-    with opener(path) as (files, read):
-        names = image_names(path, files)
-        first = decode(path, names[0], read)
+        raise OnestepError(f"no file or folder {path}; give a checkpoint, or a folder, zip, tar or npz of images")
+    with opened(path) as archive:
+        names = image_names(path, archive.files)
+        first = decode(path, names[0], archive.read)
 
     def batches() -> Iterator[torch.Tensor]:
-        with opener(path) as (_, read), ThreadPoolExecutor(os.cpu_count()) as pool:
-
-            def one(name: str) -> np.ndarray:
-                image = decode(path, name, read)
-                if image.shape != first.shape:
-                    raise OnestepError(
-                        f"{path}: {name} is {describe(image)} but {names[0]} is {describe(first)}; make them alike"
-                    )
-                return image
-
+        with opened(path) as archive, ThreadPoolExecutor(os.cpu_count()) as pool:
             for start in range(0, len(names), _BATCH):
-                yield torch.from_numpy(np.stack(list(pool.map(one, names[start : start + _BATCH]))))
+                # Read one after another, since an archive is one stream; decoded side by side.
+                chunk = names[start : start + _BATCH]
+                contents = {name: archive.read(name) for name in chunk}
+                images = list(pool.map(partial(decode, path, read=contents.__getitem__), chunk))
+                for name, image in zip(chunk, images, strict=True):
+                    if image.shape != first.shape:
+                        raise OnestepError(
+                            f"{path}: {name} is {describe(image)} but {names[0]} is {describe(first)}; make them alike"
+                        )
+                yield torch.from_numpy(np.stack(images))
 
     return Images(path.resolve().name, len(names), first.shape, batches)
-
-
-@contextmanager
-def _folder(path: Path):
-    files = [file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()]
-    yield files, lambda name: (path / name).read_bytes()
-
-
-@contextmanager
-def _zip(path: Path):
-    try:
-        with zipfile.ZipFile(path) as archive:
-            yield [info.filename for info in archive.infolist() if not info.is_dir()], archive.read
-    except (OSError, zipfile.BadZipFile) as error:
-        raise OnestepError(f"cannot read {path} as a zip ({error}); give a folder, zip or npz of images") from error
 
 
 def _from_npz(path: Path) -> Images:

@@ -13,13 +13,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onestep_bench import checkpoints, cost, methods, models, networks, ranks, samplers, scores, together
+from onestep_bench import checkpoints, cost, methods, models, networks, ranks, samplers, scores, store, together, zoo
 from onestep_bench.data import Dataset
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
-from onestep_bench.files import replacing, write_json
-from onestep_bench.models import Model, Pairs, sample
+from onestep_bench.files import file_digest, replacing, write_json
+from onestep_bench.models import FOREIGN, Model, Pairs, sample
 from onestep_bench.ranks import device
 from onestep_bench.seeds import seed_for
 from onestep_bench.training import LogRow, Source, TrainConfig, fit
@@ -34,17 +34,20 @@ def train(
     seed: int = 0,
     teacher: Model | None = None,
     init: Model | None = None,
-    conditional: bool = False,
+    conditional: bool | None = None,
     **options,
 ) -> Model:
     """Train a model, or find it in the store.
 
     method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs. kimg: thousands of
     images seen. size: named network size, by default that of `init`. init: a model whose averaged weights the student
-    starts from. options: fields of the method's config and of `TrainConfig`.
+    starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of the pairs.
+    options: fields of the method's config and of `TrainConfig`.
     Raises OnestepError for an unknown method, size or option, and for data or a teacher that does not fit the method.
     """
     chosen = methods.get(method)
+    if conditional is None:
+        conditional = bool((teacher or data).class_counts) if teacher or isinstance(data, Pairs) else False
     _check_inputs(chosen, data, size, teacher, init, conditional)
     config, training = _configs(chosen, options | {"kimg": kimg})
     size = size or init.size
@@ -78,6 +81,71 @@ def train(
     return Model(together.memo("model", recipe, parents, make))
 
 
+def pretrained(source: str | Path, data: Dataset | None = None, *, resolution: int | None = None) -> Model:
+    """A model that was not trained here, as an artifact of the store: for `teacher=`, `init=`, pairs and scores.
+
+    source: as `checkpoints.load_pretrained` takes it; a model of this store is that model, with its cost. Of any other
+    the cost of training is not known and counts as nothing. data: the images it is to be used on, which it must fit;
+    samples of a conditional model are labelled in their proportions, else evenly. resolution: see `load_pretrained`,
+    by default that of data.
+    """
+    path = checkpoints.find(source)
+    if (path / store.META).exists() and path.resolve().parent == store.root().resolve():
+        return Model(store.Artifact(store.root() / path.resolve().name))
+    denoiser = checkpoints.load_pretrained(path, resolution=resolution or (data.resolution if data else None))
+    digest = file_digest(path / checkpoints.WEIGHTS if path.is_dir() else path)
+    recipe = {
+        "method": FOREIGN,
+        "version": 1,
+        "source": digest,
+        "model": denoiser.spec(),
+        "size": networks.size_of(denoiser.net),
+        "class_counts": _import_counts(denoiser.num_classes, data),
+        "seed": None,
+    }
+
+    def make(folder: Path) -> dict:
+        checkpoints.save(denoiser, folder)
+        write_json(folder / "log.json", [])
+        note = "trained elsewhere; what that cost is not known"
+        return together.spent(0.0, 0.0) | {"note": note}
+
+    model = Model(store.memo("model", recipe, [], make))
+    if data:
+        _check_fit(model, data, "the model")
+    return model
+
+
+def _import_counts(classes: int, data: Dataset | None) -> list[int]:
+    if not classes or data is None or not data.class_counts:
+        return [1] * classes
+    if data.num_classes != classes:
+        raise OnestepError(f"the model knows {classes} classes and {data.name} has {data.num_classes}; use other data")
+    return data.class_counts
+
+
+def teacher(
+    method: str, data: Dataset, *, size: str, kimg: float, lr: float, seed: int = 0, conditional: bool = False
+) -> Model:
+    """The teacher that a notebook's parameters name: trained by a method, or taken from where `pretrained` takes it.
+
+    method: a name of `methods.names()`, or the path, address or known name of a model, for which size, kimg, lr,
+    seed and conditional say nothing, since it is what it is. Raises OnestepError for what is neither.
+    """
+    if method in methods.names():
+        return train(method, data, size=size, kimg=kimg, lr=lr, seed=seed, conditional=conditional)
+    if method in zoo.NAMES or "/" in method or Path(method).exists():
+        return pretrained(method, data)
+    known = [*methods.names(), *zoo.NAMES]
+    raise OnestepError(f"teacher {method!r} is neither a method nor the path of a model{near_miss(method, known)}")
+
+
+def _check_fit(model: Model, data: Dataset | Pairs, what: str) -> None:
+    if tuple(model.shape) != tuple(data.shape):
+        made, given = ("x".join(map(str, shape)) for shape in (model.shape, data.shape))
+        raise OnestepError(f"{what} makes images of {made} and the data have {given}; use data of its size")
+
+
 def _check_inputs(method, data, size, teacher, init, conditional) -> None:
     kind = "pairs" if isinstance(data, Pairs) else "images"
     if kind != method.data:
@@ -89,6 +157,13 @@ def _check_inputs(method, data, size, teacher, init, conditional) -> None:
     for model in (teacher, init):
         if model and model.class_counts and not data.class_counts:
             raise OnestepError(f"{model.artifact.key} is conditional, and the data have no labels; use labelled data")
+        if model and model.class_counts and len(model.class_counts) != len(data.class_counts):
+            raise OnestepError(
+                f"{model.artifact.key} knows {len(model.class_counts)} classes and the data have "
+                f"{len(data.class_counts)}; use other data"
+            )
+        if model:
+            _check_fit(model, data, model.artifact.key)
     if teacher and not init and bool(teacher.class_counts) != conditional:
         wanted = "a conditional" if teacher.class_counts else "an unconditional"
         raise OnestepError(f"the teacher wants {wanted} student; pass conditional={bool(teacher.class_counts)}")
@@ -126,7 +201,7 @@ def _student(method, config, data, size, class_counts, seed, init, teacher) -> D
         start = checkpoints.load(init.artifact.folder, str(device()))
         net, native = start.net.requires_grad_(True), start.native
     else:
-        shape = data.images.shape[1:]
+        shape = data.shape
         torch.manual_seed(seed_for(seed, "init"))
         net, native = networks.sized(size, shape[-1], shape[0], label_dim=len(class_counts)).to(device()), None
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()

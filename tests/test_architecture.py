@@ -92,4 +92,4 @@ def test_plans_and_records_need_no_torch(name):
 
 
 def test_only_the_study_and_its_users_know_the_store():
-    assert {name for name in FILES if "store" in rooms(name)} == {"models", "judges", "together"}
+    assert {name for name in FILES if "store" in rooms(name)} == {"models", "judges", "together", "study"}

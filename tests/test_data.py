@@ -227,6 +227,59 @@ def test_unknown_names_and_missing_paths(tmp_path):
     fails("data folder .*absent does not exist", "digits", tmp_path / "absent")
 
 
+# --- sets that are mapped from a file
+
+
+@pytest.fixture
+def mapped(monkeypatch, tmp_path):
+    """Every set is large enough to be mapped; the folder of decoded sets."""
+    monkeypatch.setattr(data, "_MAPPED", 1)
+    monkeypatch.setenv("ONESTEP_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_a_large_set_is_decoded_once(tmp_path, mapped, monkeypatch, packed):
+    images = pixels(4)
+    if packed:
+        source = write_zip(tmp_path / "set.zip", {f"{i}.png": png(image) for i, image in enumerate(images)})
+    else:
+        source = write_folder(tmp_path / "set", images)
+    first = load(str(source))
+    decode, decoded = data.decode, []
+    monkeypatch.setattr(data, "decode", lambda *args: decoded.append(args) or decode(*args))
+    again = load(str(source))
+    assert len(decoded) == 1  # the first image says how large they are
+    for found in (first, again):
+        assert np.array_equal(found.images, images)
+        found.images[0] += 1  # the mapping is private
+    assert load(str(source)).digest == first.digest == again.digest
+    assert len(list(mapped.iterdir())) == 1
+
+
+def test_other_content_is_another_file(tmp_path, mapped):
+    for seed in (0, 1):
+        source = write_zip(tmp_path / "set.zip", {"a.png": png(pixels(1, seed=seed)[0])})
+        assert np.array_equal(load(str(source)).images, pixels(1, seed=seed))
+    assert len(list(mapped.iterdir())) == 2
+
+
+def test_a_damaged_decoded_file_is_made_again(tmp_path, mapped):
+    source = write_zip(tmp_path / "set.zip", {"a.png": png(pixels(1)[0])})
+    load(str(source))
+    (file,) = mapped.iterdir()
+    for content in (b"", b"rubbish", file.read_bytes()[:-1]):
+        file.unlink()
+        file.write_bytes(content)
+        assert np.array_equal(load(str(source)).images, pixels(1))
+
+
+def test_a_bad_image_leaves_no_decoded_file(tmp_path, mapped):
+    write_zip(tmp_path / "set.zip", {"a.png": png(pixels(1)[0]), "b.png": b"rubbish"})
+    fails("cannot read image b.png", str(tmp_path / "set.zip"))
+    assert list(mapped.iterdir()) == []
+
+
 # --- MNIST
 
 

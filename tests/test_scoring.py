@@ -340,10 +340,10 @@ def test_a_checkpoint_from_elsewhere_is_scored_like_our_own(student, digits, tmp
         (folder / name).write_bytes((student.artifact.folder / name).read_bytes())
     asked = dict(label="them", steps=[1], seeds=[0], samples=SAMPLES)
     (ours,) = study.evaluate(student, digits, **asked)["rows"]
-    (theirs,) = study.evaluate(models.model_at(folder), digits, **asked)["rows"]
+    (theirs,) = study.evaluate(study.pretrained(folder), digits, **asked)["rows"]
     assert (theirs["fid"], theirs["params"], theirs["nfe"]) == (ours["fid"], ours["params"], ours["nfe"])
     assert theirs["kimg"] is theirs["train_seconds"] is theirs["train_seed"] is None
-    assert models.model_at(student.artifact.folder).spent == student.spent
+    assert study.pretrained(student.artifact.folder).spent == student.spent
     json.dumps(theirs)
 
 

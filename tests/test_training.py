@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onestep_bench import training
 from onestep_bench.data import to_unit
 from onestep_bench.errors import OnestepError
 from onestep_bench.methods import Adam
@@ -30,6 +31,21 @@ def images(n=10):
 def source(n=10, noise=False):
     pairs = sample_noise(0, range(n), (1, 2, 2)) if noise else None
     return Source(images(n), torch.arange(n), pairs, "cpu")
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_rows_that_come_while_training_are_the_same_rows(monkeypatch, parts):
+    resident = source(noise=True)
+    monkeypatch.setattr(training, "_fits", lambda device, sizes: False)
+    streamed = source(noise=True)
+    size = 8 // parts
+    # Part of a step, as one of several processes would have it, a resumption, and steps in any order.
+    places = [(step, part) for step in range(6) for part in range(parts)] + [(step, 0) for step in (7, 8, 9, 3, 3, 20)]
+    for step, part in places:
+        asked = draw(step=step, batch_size=8, rows=slice(part * size, (part + 1) * size))
+        expected, found = (data.batch(asked, hflip=True) for data in (resident, streamed))
+        for name in ("images", "labels", "noise"):
+            assert torch.equal(getattr(found, name), getattr(expected, name))
 
 
 def networks():

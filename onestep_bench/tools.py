@@ -1,0 +1,116 @@
+"""Commands that work on models and data sets, each a few lines round a function of the library."""
+
+import argparse
+from pathlib import Path
+
+# torch takes seconds to import, so the rooms that need it are imported by the commands that do.
+
+MODEL = "folder, EDM or GDD pickle, SlimFlow .pth, https address, or name of the EDM zoo"
+
+
+def add_commands(commands) -> None:
+    """Add import, export, sample and dataset to the sub-parsers `commands`."""
+    _add_import(commands)
+    _add_export(commands)
+    _add_sample(commands)
+    _add_dataset(commands)
+
+
+def _add(commands, name: str, run, text: str, argument: str, about: str = MODEL) -> argparse.ArgumentParser:
+    sub = commands.add_parser(name, help=text, description=text)
+    sub.set_defaults(command=run)
+    sub.add_argument("source", metavar=argument, help=about)
+    return sub
+
+
+def _add_import(commands) -> None:
+    sub = _add(commands, "import", _import, "make a folder of ours from somebody's model; runs nothing of it", "FILE")
+    sub.add_argument(
+        "--as", dest="format", choices=("edm", "slimflow", "gdd"), help="insist on a format; default: what the file is"
+    )
+    sub.add_argument("--resolution", type=int, metavar="N", help="side of a SlimFlow model's images, if not its usual")
+    sub.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+
+
+def _import(options: argparse.Namespace) -> int:
+    from onestep_bench.importing import import_model
+
+    told = import_model(options.source, options.out, format=options.format, resolution=options.resolution)
+    print("\n".join(told))
+    return 0
+
+
+def _add_export(commands) -> None:
+    sub = _add(commands, "export", _export, "write a one-step generator: noise in, uint8 images out", "MODEL")
+    sub.add_argument("--format", choices=("onnx", "torch-export"), default="onnx", help="default: onnx")
+    sub.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: generator.onnx or generator.pt2")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from onestep_bench import deploy
+    from onestep_bench.checkpoints import load_pretrained
+
+    default = {"onnx": "generator.onnx", "torch-export": "generator.pt2"}[options.format]
+    told = deploy.export(load_pretrained(options.source), options.out or Path(default), options.format)
+    size = told.file.stat().st_size / 1e6
+    print(f"{told.file}: {size:.1f} MB, images as torch's to {told.difference:.0e}")
+    print(f"one image: {told.latency_ms:.1f} ms, in torch {told.torch_latency_ms:.1f} ms")
+    return 0
+
+
+def _add_sample(commands) -> None:
+    sub = _add(commands, "sample", _sample, "draw a sheet of a model's images", "MODEL")
+    sub.add_argument("-n", "--number", type=int, default=64, metavar="N", help="images; default: 64")
+    sub.add_argument("--steps", type=int, default=1, metavar="N", help="sampler steps; default: 1")
+    sub.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    sub.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="default: sheet.png")
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from onestep_bench import plots, study
+
+    images = study.sample(
+        study.pretrained(options.source),
+        range(options.number),
+        sampler=options.sampler,
+        steps=options.steps,
+        seed=options.seed,
+    )
+    plots.save_grid(images, options.out)
+    print(f"{options.out}: {options.number} images, {options.sampler}, {options.steps} steps, seed {options.seed}")
+    return 0
+
+
+def _add_dataset(commands) -> None:
+    text = "make a data set of square images from a folder, zip or tar, or check one"
+    about = "folder, zip or tar of images, or an archive of CIFAR-10"
+    sub = _add(commands, "dataset", _dataset, text, "SOURCE", about)
+    what = sub.add_mutually_exclusive_group(required=True)
+    what.add_argument("-o", "--out", type=Path, metavar="OUT.zip", help="write a data set in the layout of NVlabs/edm")
+    what.add_argument("--check", action="store_true", help="report counts, sizes, labels, duplicates, hash, problems")
+    sub.add_argument("--resolution", type=_side, metavar="NxN", help="size of the images written; default: as they are")
+    sub.add_argument(
+        "--transform", choices=("center-crop", "center-crop-dhariwal", "stretch"), help="how they get that size"
+    )
+
+
+def _side(text: str) -> int:
+    width, _, height = text.partition("x")
+    if not width.isdecimal() or height not in ("", width) or not 1 <= int(width) <= 1 << 13:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size of a square image, such as 64x64")
+    return int(width)
+
+
+def _dataset(options: argparse.Namespace) -> int:
+    from onestep_bench import dataset_tool
+
+    if options.check:
+        found = dataset_tool.check(Path(options.source))
+        print("\n".join(found.lines()))
+        return 1 if found.problems else 0
+    count, digest = dataset_tool.build(
+        Path(options.source), options.out, side=options.resolution, transform=options.transform
+    )
+    print(f"{options.out}: {count} images, SHA-256 {digest}")
+    return 0
