@@ -170,7 +170,9 @@ register(
 
 
 @torch.no_grad()
-def layer_activity(denoiser: Denoiser, images: Tensor, noise: Tensor, times: Sequence[float]) -> dict[str, list[float]]:
+def layer_activity(
+    denoiser: Denoiser, images: Tensor, noise: Tensor, times: Sequence[float], labels: Tensor | None = None
+) -> dict[str, list[float]]:
     """Mean absolute value of what each block's convolutions add to its input, at each noise level.
 
     The paper's reason for 'innate': which layers are at work differs over the levels.
@@ -189,7 +191,7 @@ def layer_activity(denoiser: Denoiser, images: Tensor, noise: Tensor, times: Seq
     try:
         for t in times:
             level = torch.full((len(images),), float(t), device=images.device)
-            denoiser(denoiser.path.mix(images, noise, level), level)
+            denoiser(denoiser.path.mix(images, noise, level), level, labels)
     finally:
         for handle in handles:
             handle.remove()

@@ -100,7 +100,7 @@ def guidance_loss(
 
 
 @torch.no_grad()
-def straightness(flow, noise: Tensor, steps: int = 20) -> Tensor:
+def straightness(flow, noise: Tensor, steps: int = 20, labels: Tensor | None = None) -> Tensor:
     """How far trajectories bend: E || (z - x) - v(x_t, t) ||^2 at each of `steps` Euler levels (steps,), float64.
 
     Liu et al. 2022, Sec. 2.2: zero everywhere if and only if one step is exact. Mean over batch and dimensions;
@@ -109,7 +109,7 @@ def straightness(flow, noise: Tensor, steps: int = 20) -> Tensor:
     times = torch.linspace(1, 0, steps + 1, dtype=torch.float64, device=noise.device)
     x, velocities = noise.double(), []
     for t, t_next in itertools.pairwise(times):
-        velocities.append(flow(x, t, want="velocity"))
+        velocities.append(flow(x, t, labels, want="velocity"))
         x = x + (t_next - t) * velocities[-1]
     return torch.stack([(noise - x - velocity).square().mean() for velocity in velocities])
 
