@@ -5,8 +5,9 @@
 The network is the tests' stand-in for Inception (2048 features, hardly any arithmetic), so that what is timed is what
 the libraries differ in: decoding, resizing, moments, and the Frechet distance. Each runs in a process of its own, from
 two folders of files to one number; clean-fid decodes with as many workers as there are cores, torch-fidelity with as
-many as it likes. torch-fidelity has no `clean` resizing. Memory is the peak of the process (with that of its largest
-worker) above what it held after its imports. The last lines hold ours at several numbers of images.
+many as it likes. torch-fidelity has no `clean` resizing. On a machine that does other work, CPU time is the steadier
+measure. Memory is the peak of the process, or of its largest worker, above what it held after its imports. The last
+lines hold ours at several numbers of images.
 """
 
 import argparse
@@ -131,11 +132,17 @@ LIBRARIES = {"onestep_bench": ours, "clean-fid": clean_fid, "torch-fidelity": to
 def one(library: str, protocol: str, folders: list[Path]) -> None:
     """Run one library here and print what it took as JSON."""
     run = LIBRARIES[library](folders, protocol)
-    before, start = resident(), time.perf_counter()
+    before, start, cpu = resident(), time.perf_counter(), time.process_time()
     value = run()
     seconds = time.perf_counter() - start
-    workers = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(json.dumps({"seconds": seconds, "megabytes": max(resident(), workers) - before, "value": value}))
+    usages = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    found = {
+        "seconds": seconds,
+        "cpu": sum(usage.ru_utime + usage.ru_stime for usage in usages) - cpu,
+        "megabytes": max(usage.ru_maxrss for usage in usages) / 1024 - before,
+        "value": value,
+    }
+    print(json.dumps(found))
 
 
 def measured(library: str, protocol: str, folders: list[Path], weights: Path) -> dict:
@@ -149,8 +156,8 @@ def measured(library: str, protocol: str, folders: list[Path], weights: Path) ->
 def report(library: str, found: dict, images: int) -> None:
     """One line."""
     print(
-        f"{library:15} {found['seconds']:7.1f} s  {images / found['seconds']:7.0f} images/s  "
-        f"{found['megabytes']:6.0f} MB  distance {found['value']:.8f}",
+        f"{library:15} {found['seconds']:7.1f} s  {found['cpu']:7.1f} s of CPU  "
+        f"{images / found['seconds']:7.0f} images/s  {found['megabytes']:6.0f} MB  distance {found['value']:.8f}",
         flush=True,
     )
 
@@ -183,8 +190,8 @@ def main() -> None:
             for library, values in found.items():
                 report(library, values, 2 * options.images)
             for rival in RIVALS[protocol]:
-                ratio = found[rival]["seconds"] / found["onestep_bench"]["seconds"]
-                print(f"ratio to {rival}: {ratio:.2f}")
+                wall, cpu = (found[rival][unit] / found["onestep_bench"][unit] for unit in ("seconds", "cpu"))
+                print(f"ratio to {rival}: {wall:.2f} in time, {cpu:.2f} in CPU time", flush=True)
         for count in (options.images // 5, options.images // 2, options.images):
             few = [Path(temporary) / f"{count}-{folder.name}" for folder in folders]
             for part, folder in zip(few, folders, strict=True):
