@@ -20,6 +20,7 @@ from onestep_bench.data import digest_of, read_labels
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import file_digest, replacing
 
+_EIGHT_BITS = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr")
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # zips know no earlier time
 
 
@@ -98,7 +99,7 @@ def build(source: Path, out: Path, *, side: int | None = None, transform: str | 
     with _open(source) as found, replacing(out) as temporary, zipfile.ZipFile(temporary, "w") as archive:
         for index, (name, image) in enumerate(found.pictures):
             image = _squared(f"{source}: {name}", image, side, transform)
-            shape = shape or (image.size, "L" if image.mode in ("1", "L") else "RGB")
+            shape = shape or (image.size, "L" if image.mode in ("1", "L", "LA") else "RGB")
             if image.size != shape[0]:
                 sizes = " and ".join("{}x{}".format(*size) for size in (image.size, shape[0]))
                 raise OnestepError(f"{source}: {name} and the first image differ, {sizes}; pass --resolution")
@@ -112,6 +113,8 @@ def build(source: Path, out: Path, *, side: int | None = None, transform: str | 
 
 
 def _squared(name: str, image: Image.Image, side: int | None, transform: str | None) -> Image.Image:
+    if image.mode not in _EIGHT_BITS:
+        raise OnestepError(f"{name} has mode {image.mode}, more than 8 bits a channel; convert it first")
     if transform:
         if image.mode not in ("L", "RGB"):
             image = image.convert("RGB")  # palettes and bits cannot be scaled

@@ -87,6 +87,14 @@ class Model:
         config = checkpoints.describe(self.artifact.folder)["network"]
         return config["in_channels"], config["img_resolution"], config["img_resolution"]
 
+    def labels(self, indices: Sequence[int], seed: int = 0) -> Tensor | None:
+        """Classes (n,) int64 that `sample` gives the images of these indices; None for an unconditional model.
+
+        For a notebook that calls `denoiser` itself.
+        """
+        labels = _labels(seed, indices, self.class_counts, "sample")
+        return None if labels is None else labels.to(device())
+
 
 @dataclass(frozen=True)
 class Pairs:

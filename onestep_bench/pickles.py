@@ -229,8 +229,8 @@ _CALLS = {
         }.items()
     },
 }
-# Modules of torch inside a pickled network; only their names and states are taken.
-_CONTAINERS = {f"torch.nn.modules.container.{name}" for name in ("ModuleDict", "ModuleList", "Sequential")}
+# Modules of torch inside a pickled network become records: only their names and states are taken.
+_MODULES = "torch.nn.modules."
 
 
 # --- the machine that follows a pickle's instructions
@@ -256,7 +256,7 @@ class _Reader(pickle._Unpickler):
         full = f"{module}.{name}"
         if full in _CALLS:
             return _Call(full, _CALLS[full])
-        if full in _CONTAINERS:
+        if full.startswith(_MODULES):
             return _Call(full, lambda: Record(full))
         if module == "torch" and name in _STORAGES:
             return _STORAGES[name]

@@ -132,6 +132,11 @@ def test_what_cannot_be_made_alike_is_refused(tmp_path, refuses):
         with refuses(told):
             dataset_tool.build(source, out, **options)
         assert not out.exists()
+    deep = io.BytesIO()
+    Image.fromarray(np.arange(64, dtype=np.uint16).reshape(8, 8) * 1000).save(deep, "PNG")
+    (mixed / "0.png").write_bytes(deep.getvalue())
+    with refuses("0.png has mode I;16"):
+        dataset_tool.build(mixed, out, side=4, transform="stretch")
     with refuses("a data set is a .zip"):
         dataset_tool.build(mixed, tmp_path / "set.tar")
 

@@ -96,6 +96,16 @@ def test_tensors_come_back(tmp_path):
             assert torch.equal(found[name], tensor)
 
 
+def test_modules_of_torch_come_back_as_records(tmp_path):
+    torch.manual_seed(0)
+    net = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 3), torch.nn.Dropout(0.1))
+    found = pickles.read(written(tmp_path / "net.pkl", pickle.dumps(net)))
+    assert (found.name, [*found.state["_modules"]]) == ("torch.nn.modules.container.Sequential", ["0", "1"])
+    conv = found.state["_modules"]["0"]
+    assert conv.name == "torch.nn.modules.conv.Conv2d"
+    assert torch.equal(conv.state["_parameters"]["weight"], net[0].weight)
+
+
 def test_old_torch_files_are_named_as_such(tmp_path, refuses):
     torch.save({"a": torch.zeros(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     with refuses("old.pth", "before 1.6", "save it again"):

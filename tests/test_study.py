@@ -75,6 +75,11 @@ def test_images_are_those_of_the_sampler(teacher, conditional):
         torch.testing.assert_close(images, expected, rtol=1e-4, atol=1e-4)
 
 
+def test_a_model_tells_the_classes_of_its_samples(teacher, conditional):
+    assert teacher.labels(range(4)) is None
+    assert torch.equal(conditional.labels([3, 1], seed=5), sample_labels(5, [3, 1], conditional.class_counts))
+
+
 def test_a_seed_and_a_purpose_make_other_images(teacher):
     images = study.sample(teacher, range(2))
     assert not torch.equal(study.sample(teacher, range(2), seed=1), images)
