@@ -124,15 +124,12 @@ class DDPM:
 
 
 class Denoiser(nn.Module):
-    """A network, how it is called (`native`), and the path it is seen on (`path`, by default its own).
+    """A network, how it is called (`native`), and the path it is seen on (`path`, by default its own)."""
 
-    labels: the classes of a batch whenever a call names none, see `told`.
-    """
-
-    def __init__(self, net: nn.Module, native: Native, path: Path | None = None, labels: Tensor | None = None):
+    def __init__(self, net: nn.Module, native: Native, path: Path | None = None):
         super().__init__()
         self.net, self.native = net, native
-        self.path, self.labels = path or native.path, labels
+        self.path = path or native.path
 
     @property
     def num_classes(self) -> int:
@@ -141,14 +138,7 @@ class Denoiser(nn.Module):
 
     def on(self, path: Path) -> "Denoiser":
         """The same network (shared, not copied) seen on another path."""
-        return Denoiser(self.net, self.native, path, self.labels)
-
-    def told(self, labels: Tensor | None) -> "Denoiser":
-        """The same network (shared, not copied) for a batch of these classes (n,), which calls need then not name.
-
-        So that whatever looks at a denoiser from outside (straightness, layer activity) can look at a conditional one.
-        """
-        return Denoiser(self.net, self.native, self.path, labels)
+        return Denoiser(self.net, self.native, path)
 
     def spec(self) -> dict:
         """JSON-able description from which, with the weights, `checkpoints.load` makes the same denoiser."""
@@ -166,7 +156,6 @@ class Denoiser(nn.Module):
             raise OnestepError(f"cannot predict {want!r}{near_miss(want, WANTS)}")
         # Levels keep at least the precision of x: the samplers step in float64.
         t = torch.as_tensor(t, device=x.device, dtype=x.dtype).expand(len(x))
-        labels = self.labels if labels is None else labels
         if self.path == self.native.path:
             return self._answer(*self._ask(x, t, labels), x, t, want)
         low, high = self.native.ratios

@@ -260,17 +260,3 @@ def test_the_ideal_denoiser_takes_no_labels(x, refuses):
 def test_a_denoiser_stands_on_the_path_it_is_given():
     assert Denoiser(Probe(), EDM()).path == VE
     assert Denoiser(Probe(), EDM(), FLOW).path == FLOW
-
-
-def test_a_denoiser_that_is_told_its_classes_need_not_be_asked_with_them():
-    torch.manual_seed(0)
-    denoiser = edm_denoiser(sized("0.05M", 8, 1, label_dim=3).eval())
-    torch.nn.init.normal_(denoiser.net.dec["8x8_aux_conv"].weight)
-    x, labels = torch.randn(3, 1, 8, 8), torch.tensor([2, 0, 1])
-    told = denoiser.told(labels)
-    with torch.no_grad():
-        assert torch.equal(told(x, 1.0), denoiser(x, 1.0, labels))
-        assert torch.equal(told(x, 1.0, labels.flip(0)), denoiser(x, 1.0, labels.flip(0)))
-        assert torch.equal(told.on(FLOW)(x, 0.5), denoiser.on(FLOW)(x, 0.5, labels))
-    assert told.spec() == denoiser.spec()
-    assert told.told(None).labels is None
