@@ -69,11 +69,6 @@ class Model:
         """Images of each class it was trained on, in whose proportion samples are labelled; empty if unconditional."""
         return self.artifact.recipe["class_counts"]
 
-    def labels(self, indices: Sequence[int], seed: int = 0) -> Tensor | None:
-        """The labels (n,) int64 on `device()` of samples `indices`, or None of a model without classes."""
-        labels = _labels(seed, indices, self.class_counts, "sample")
-        return None if labels is None else labels.to(device())
-
     @property
     def spent(self) -> dict:
         """{kimg, seconds} of the whole lineage; None each where part of it was not trained here."""
