@@ -10,7 +10,7 @@ import onestep_bench
 
 PACKAGE = Path(onestep_bench.__file__).parent
 MATHEMATICS = {"methods", "denoiser", "losses", "paths", "samplers", "networks", "features", "seeds", "errors"}
-GRID_SIDE = {"grid", "engine", "report", "cli"}
+GRID_SIDE = {"grid", "clusters", "execution", "engine", "progress", "report", "cli"}
 
 
 def name_of(path):
@@ -73,11 +73,11 @@ def test_the_laboratory_does_not_know_the_grid():
         assert not rooms(name) & GRID_SIDE, name
 
 
-@pytest.mark.parametrize("name", ["grid", "engine", "scores", "store"])
+@pytest.mark.parametrize("name", ["grid", "engine", "scores", "upkeep"])
 def test_plans_and_records_need_no_torch(name):
     for room in {name, *reached(name)}:
         assert not any(module.split(".")[0] == "torch" for module in imports(room)), room
 
 
-def test_only_the_study_and_its_users_know_the_store():
-    assert {name for name in FILES if "store" in rooms(name)} == {"models", "study"}
+def test_few_know_the_store():
+    assert {name for name in FILES if "store" in rooms(name)} == {"models", "study", "engine", "upkeep", "cli"}
