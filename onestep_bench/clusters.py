@@ -41,6 +41,7 @@ def connected(
     # What the user should know of lost workers and connections, the engine tells.
     for name in ("distributed", "distributed.client", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="Port 8787 is already in use")  # the dashboard takes another
     if scheduler:
         with _client(scheduler) as client:
             yield client
@@ -70,15 +71,17 @@ def _client(address: object) -> Iterator[Client]:
 @contextmanager
 def _local(gpus: int, workers: int | None) -> Iterator[SpecCluster]:
     devices, cores = visible_gpus(), len(os.sched_getaffinity(0))
-    with tempfile.TemporaryDirectory(prefix="onestep-bench-") as folder, warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Port 8787 is already in use")
-        with SpecCluster(
+    # Notebooks are code: nobody but this machine may send any.
+    scheduler = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:8787"}
+    with (
+        tempfile.TemporaryDirectory(prefix="onestep-bench-") as folder,
+        SpecCluster(
             workers=worker_specs(devices, cores, gpus, workers, folder),
-            # Notebooks are code: nobody but this machine may send any.
-            scheduler={"cls": Scheduler, "options": {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:8787"}},
+            scheduler={"cls": Scheduler, "options": scheduler},
             silence_logs=logging.CRITICAL,
-        ) as cluster:
-            yield cluster
+        ) as cluster,
+    ):
+        yield cluster
 
 
 def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None, folder: str) -> dict:
