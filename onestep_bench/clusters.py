@@ -11,7 +11,6 @@ import logging
 import os
 import shutil
 import subprocess
-import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,18 +72,15 @@ def _local(gpus: int, workers: int | None) -> Iterator[SpecCluster]:
     devices, cores = visible_gpus(), len(os.sched_getaffinity(0))
     # Notebooks are code: nobody but this machine may send any.
     scheduler = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:8787"}
-    with (
-        tempfile.TemporaryDirectory(prefix="onestep-bench-") as folder,
-        SpecCluster(
-            workers=worker_specs(devices, cores, gpus, workers, folder),
-            scheduler={"cls": Scheduler, "options": scheduler},
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):
+    with SpecCluster(
+        workers=worker_specs(devices, cores, gpus, workers),
+        scheduler={"cls": Scheduler, "options": scheduler},
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
         yield cluster
 
 
-def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None, folder: str) -> dict:
+def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None) -> dict:
     """What Dask's SpecCluster starts on a machine: a worker per slot, or per `gpus` slots.
 
     Each has its share of the cores (never more threads than OMP_NUM_THREADS says, if it is set) and of the devices;
@@ -105,7 +101,6 @@ def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None,
             "env": environment,
             "resources": {"gpus": gpus},
             "memory_limit": None,  # workers hold nothing; cells are processes of their own
-            "local_directory": folder,
             "silence_logs": logging.CRITICAL,
             "host": "127.0.0.1",
         }

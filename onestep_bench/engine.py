@@ -17,7 +17,7 @@ from contextlib import closing
 from graphlib import TopologicalSorter
 from pathlib import Path
 
-from distributed import Client, Future, KilledWorker, get_worker
+from distributed import Client, Future, KilledWorker, Reschedule, get_worker
 from tqdm import tqdm
 
 from onestep_bench import clusters, execution, progress
@@ -200,12 +200,15 @@ def _on_worker(cell: Cell, folder: Path, settings: dict[str, str]) -> Status:
     worker = get_worker()
     key = worker.get_current_task()
 
-    def unwanted() -> bool:  # the runner was interrupted, or died
-        task = worker.state.tasks.get(key)
-        return task is None or task.state == "cancelled"
+    def unwanted() -> bool:
+        task = worker.state.tasks.get(key)  # gone or cancelled if the runner was interrupted, or died
+        return task is None or task.state == "cancelled" or worker.status.name in ("closing", "closed", "failed")
 
     with worker.plugins[clusters.Devices.name].taken(cell.gpus) as devices:
-        return execution.execute(cell, folder, {**os.environ, **settings, **devices}, unwanted=unwanted)
+        status = execution.execute(cell, folder, {**os.environ, **settings, **devices}, unwanted=unwanted)
+    if status.state == "to do":
+        raise Reschedule  # it is this worker that ends; if the cell itself is not wanted any more, nobody hears
+    return status
 
 
 def _settings(store: Path | str | None) -> dict[str, str]:

@@ -17,6 +17,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,6 +34,7 @@ from onestep_bench.units import duration, size
 
 _POLL = 0.2  # seconds between two looks at a running cell
 _PATIENCE = 2.0  # seconds to wait for a cell that another run executes before trying others
+_KERNEL_START = 300  # seconds; a busy machine can take long
 _GRACE = 5.0  # seconds in which an interrupted notebook may write its traceback
 
 
@@ -99,10 +101,10 @@ def _held(path: Path, patience: float = _PATIENCE) -> Iterator[bool]:
 def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, str], unwanted: Callable) -> Status:
     failed_path(cell, folder).unlink(missing_ok=True)
     write_json(scratch / RUNNING, {"host": socket.gethostname(), "started": time.time()})
-    job = {"notebook": str(cell.notebook), "parameters": cell.parameters, "ranks": cell.gpus, "supervisor": os.getpid()}
-    write_json(scratch / "job.json", job)
     started = time.perf_counter()
-    with open(scratch / "log", "wb") as log:
+    with tempfile.TemporaryDirectory(prefix="onestep-") as sockets, open(scratch / "log", "wb") as log:
+        job = {"notebook": str(cell.notebook), "parameters": cell.parameters, "ranks": cell.gpus}
+        write_json(scratch / "job.json", {**job, "supervisor": os.getpid(), "sockets": sockets})
         process = subprocess.Popen(
             [sys.executable, "-m", "onestep_bench.execution", str(scratch)],
             stdin=subprocess.DEVNULL,
@@ -111,10 +113,10 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
             env=dict(environment),
             start_new_session=True,  # the terminal's Ctrl-C is the runner's business alone
         )
-    try:
-        stopped = _watch(process, cell, unwanted)
-    finally:
-        _kill_tree(process)
+        try:
+            stopped = _watch(process, cell, unwanted)
+        finally:
+            _kill_tree(process)
     if stopped is None:
         return Status(cell, "to do")
     rank, why = _outcome(scratch, process.returncode)
@@ -245,7 +247,8 @@ def main(scratch: Path, *, rank: int | None = None) -> int:
             _become_torchrun(job["ranks"], scratch)
     else:
         _die_with(os.getppid())
-    why = _papermill(Path(job["notebook"]), _partial_path(scratch, rank or 0), job["parameters"])
+    connection = Path(job["sockets"]) / f"kernel-{rank or 0}.json"
+    why = _papermill(Path(job["notebook"]), _partial_path(scratch, rank or 0), job["parameters"], connection)
     write_json(scratch / f"outcome-{rank or 0}.json", {"rank": rank or 0, "why": why, "time": time.time()})
     return 1 if why else 0
 
@@ -255,12 +258,24 @@ def _become_torchrun(ranks: int, scratch: Path) -> None:
     os.execv(sys.executable, [*words, "-m", "onestep_bench.execution", str(scratch), "rank"])
 
 
-def _papermill(notebook: Path, partial: Path, parameters: dict) -> str:
+def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path) -> str:
     """Execute the notebook; returns what went wrong in one line, or nothing."""
     import papermill
+    from traitlets.config import Config
 
+    # Kernels that start at one time take each other's TCP ports, now and then. Sockets are files, in a folder of their
+    # own; their paths must not be long.
+    manager = {"transport": "ipc", "connection_file": str(connection)} if len(str(connection)) < 90 else {}
     try:
-        papermill.execute_notebook(notebook, partial, parameters, cwd=notebook.parent, progress_bar=False)
+        papermill.execute_notebook(
+            notebook,
+            partial,
+            parameters,
+            cwd=notebook.parent,
+            progress_bar=False,
+            start_timeout=_KERNEL_START,
+            config=Config({"KernelManager": manager}),
+        )
     except papermill.PapermillExecutionError as error:
         return _first_line(f"{error.ename}: {error.evalue}")
     except Exception as error:  # a dead kernel, a missing kernel spec, a full disk: recorded as this cell's failure

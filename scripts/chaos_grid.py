@@ -24,7 +24,7 @@ ROUNDS = 20
 NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 GRID = """
 name: chaos
-defaults: {teacher_kimg: 12.0, samples: 64, seeds: [0], samplers: [euler], steps: [1, 2]}
+defaults: {teacher_kimg: 6.0, samples: 64, seeds: [0], samplers: [euler], steps: [1, 2]}
 stages:
   teacher: {notebook: teacher.ipynb, over: {teacher_seed: [0, 1]}}
 """

@@ -21,7 +21,7 @@ def _no_settings(monkeypatch):
 
 def layout(devices, cores, gpus=1, workers=None):
     """(slots, threads, devices) of each worker."""
-    options = [spec["options"] for spec in worker_specs(devices, cores, gpus, workers, "").values()]
+    options = [spec["options"] for spec in worker_specs(devices, cores, gpus, workers).values()]
     for option in options:
         assert option["resources"] == {"gpus": option["nthreads"]}
     return [(o["nthreads"], o["env"]["OMP_NUM_THREADS"], o["env"].get("CUDA_VISIBLE_DEVICES")) for o in options]
@@ -52,7 +52,7 @@ def test_the_users_threads_count(monkeypatch):
 
 def test_too_few_gpus_are_refused(refuses):
     with refuses("asks for 8 gpus", "this machine shows 1"):
-        worker_specs(["0"], 4, 8, None, "")
+        worker_specs(["0"], 4, 8, None)
 
 
 def test_visible_gpus_are_those_of_the_environment(monkeypatch):

@@ -139,7 +139,7 @@ def test_failures_of_every_kind_are_told_and_stop_their_dependants_only(tmp_path
         "  bad: {notebook: bad.ipynb}\n"
         "  after: {notebook: good.ipynb, needs: [bad]}\n"
         "  exits: {notebook: exits.ipynb}\n"
-        "  hangs: {notebook: hangs.ipynb, limit: 4s}\n"
+        "  hangs: {notebook: hangs.ipynb, limit: 12s}\n"
         "  eats: {notebook: eats.ipynb}\n"
         "  grows: {notebook: grows.ipynb, memory: 300MB}\n"
         "  killed: {notebook: killed.ipynb}\n"
@@ -160,7 +160,7 @@ def test_failures_of_every_kind_are_told_and_stop_their_dependants_only(tmp_path
     }
     assert whys["bad"] == "ValueError: no luck"
     assert whys["exits"].startswith("DeadKernelError")
-    assert whys["hangs"] == "hung: ended at its limit of 4.0 s; KeyboardInterrupt"
+    assert whys["hangs"] == "hung: ended at its limit of 12 s; KeyboardInterrupt"
     assert whys["eats"] == "MemoryError"
     assert whys["grows"].startswith("out of memory: ended at ")
     assert "SIGKILL" in whys["killed"]
