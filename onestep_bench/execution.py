@@ -35,7 +35,8 @@ from onestep_bench.units import duration, size
 _POLL = 0.2  # seconds between two looks at a running cell
 _PATIENCE = 2.0  # seconds to wait for a cell that another run executes before trying others
 _KERNEL_START = 300  # seconds; a busy machine can take long
-_GRACE = 5.0  # seconds in which an interrupted notebook may write its traceback
+_GRACE = 10.0  # seconds in which an interrupted notebook may write its traceback
+_clock = time.monotonic
 
 
 def execute(
@@ -128,7 +129,7 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
 
 def _watch(process: subprocess.Popen, cell: Cell, unwanted: Callable[[], bool]) -> str | None:
     """Wait for the end; returns why it was brought about, '' if it came by itself, None if the cell is unwanted."""
-    started = time.monotonic()
+    started = _clock()
     while True:
         try:
             process.wait(_POLL)
@@ -137,7 +138,7 @@ def _watch(process: subprocess.Popen, cell: Cell, unwanted: Callable[[], bool]) 
             pass
         if unwanted():
             return None
-        if cell.limit and time.monotonic() - started > cell.limit:
+        if cell.limit and _clock() - started > cell.limit:
             _interrupt(process)
             return f"hung: ended at its limit of {duration(cell.limit)}"
         if cell.memory and (used := _memory(process)) > cell.memory:

@@ -15,33 +15,71 @@ import time
 from collections import Counter, defaultdict
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 
 from onestep_bench.scores import MEASURED
 
 ROUNDS = 20
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
 GRID = """
 name: chaos
-defaults: {teacher_kimg: 6.0, samples: 64, seeds: [0], samplers: [euler], steps: [1, 2]}
 stages:
-  teacher: {notebook: teacher.ipynb, over: {teacher_seed: [0, 1]}}
+  teacher: {notebook: chain.ipynb}
+  student: {notebook: chain.ipynb, needs: [teacher], over: {seed: [1, 2, 3]}}
+"""
+PARAMETERS = "seed = 0"
+# A chain of hashes in the place of training: a step lost, doubled or taken by two at once changes all that follow. It
+# keeps its state after every step, and goes on from there, as training does.
+CODE = """
+import hashlib, json, time
+from IPython.display import display
+from onestep_bench import scores, store
+from onestep_bench.files import write_json
+
+def chain(name, parents=()):
+    def make(folder):
+        file = folder / "chain.json"
+        found = json.loads(file.read_text()) if file.exists() else {"step": 0, "hash": name}
+        for step in range(found["step"], 15):
+            found = {"step": step + 1, "hash": hashlib.sha256(f"{step} {found['hash']}".encode()).hexdigest()}
+            write_json(file, found)
+            time.sleep(0.1)
+        return {"kimg": 1.0, "seconds": 1.5, "device": "cpu"}
+    return store.memo("model", {"method": "chain", "name": name}, parents, make)
+
+teacher = chain("teacher")
+student = chain(f"student {seed}", [teacher]) if seed else teacher
+value = int(json.loads((student.folder / "chain.json").read_text())["hash"][:8], 16) / 2**24
+row = dict.fromkeys(scores.FIELDS, 1.0) | {
+    "dataset": "none", "label": "chain", "method": "chain", "size": "1M", "train_seed": seed, "sampler": "none",
+    "steps": 1, "nfe": 1, "seed": 0, "fid": value, "features": "none", "protocol": "none", "weights": "last",
+    "model": student.key, "device": "cpu", "versions": "none", "kimg": student.cost()["kimg"],
+    "train_seconds": time.time(),
+}
+display({scores.MIME: scores.bundle([row], [])}, raw=True)
 """
 # What tells the processes of a run apart, in their command lines.
 KINDS = {"kernel": "ipykernel_launcher", "papermill": "onestep_bench.execution", "worker": "spawn_main"}
 
 
+def write_notebook(path: Path) -> None:
+    """The notebook of every cell."""
+    tagged = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[tagged, nbformat.v4.new_code_cell(CODE)], metadata=spec), path)
+
+
 def start(folder: Path, *command: str) -> subprocess.Popen:
     """One of our commands on the round's store."""
-    settings = {"ONESTEP_STORE": str(folder / "store"), "ONESTEP_CHECKPOINT_SECONDS": "0.1", "OMP_NUM_THREADS": "1"}
+    settings = {"ONESTEP_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
     words = [sys.executable, "-m", "onestep_bench.cli", *command]
     return subprocess.Popen(words, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
 
 def start_grid(folder: Path) -> subprocess.Popen:
     """A run of the grid in `folder`, or the rest of one."""
-    where = ["--notebooks", str(NOTEBOOKS), "--out", str(folder / "out"), "--workers", "2"]
+    where = ["--notebooks", str(folder.parent), "--out", str(folder / "out"), "--workers", "2"]
     return start(folder, "run", str(folder.parent / "chaos.yaml"), *where)
 
 
@@ -104,6 +142,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="onestep-chaos-") as name:
         folder = Path(name)
         (folder / "chaos.yaml").write_text(GRID)
+        write_notebook(folder / "chain.ipynb")
         began = time.monotonic()
         start_grid(folder / "undisturbed").wait()
         seconds, expected = time.monotonic() - began, results(folder / "undisturbed")
