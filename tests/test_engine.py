@@ -218,7 +218,7 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
     interrupted = start(path)
     family = [*tree(interrupted), *pids(slow)]
     assert [status.state for status in progress.survey(grid)] == ["done", "running"]
-    interrupted.send_signal(signal.SIGINT)
+    os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
     output, errors = interrupted.communicate(timeout=60)
     assert interrupted.returncode == 130
     assert errors == "onestep-bench: interrupted; the same command goes on from here\n"
@@ -343,7 +343,8 @@ def start(path: Path, *options: str) -> subprocess.Popen:
     command = [sys.executable, "-m", "onestep_bench.cli", "run", str(path), *options]
     # A shell starts background jobs with interrupts ignored, and all their children inherit that: the tests may be one.
     heed = functools.partial(signal.signal, signal.SIGINT, signal.default_int_handler)
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heed)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, preexec_fn=heed, start_new_session=True)
 
 
 def pids(slow: Path) -> tuple[int, int]:
