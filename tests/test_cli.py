@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 import time
@@ -87,9 +88,10 @@ def test_a_thousand_cells_are_planned_in_a_second(tmp_path):
     axes = ", ".join(f"{key}: {list(range(10))}" for key in ("seed", "kimg", "lr"))
     path = grid_file(tmp_path, f"name: tiny\nstages: {{model: {{notebook: model.ipynb, over: {{{axes}}}}}}}")
     command = [sys.executable, "-X", "importtime", "-m", "onestep_bench.cli", "plan", str(path)]
-    started = time.perf_counter()
+    before = os.times()
     planned = subprocess.run(command, capture_output=True, text=True, check=True)
-    assert time.perf_counter() - started < 2  # 0.3 s on an idle core
+    after = os.times()
+    assert after.children_user + after.children_system - before.children_user - before.children_system < 1
     assert "1000 cells" in planned.stdout
     imported = {line.split("|")[-1].strip() for line in planned.stderr.splitlines()}
     assert not {"torch", "numpy", "pandas", "dask", "distributed", "papermill"} & imported
@@ -128,8 +130,9 @@ def test_status_knows_what_runs_from_the_files_alone(path, capsys):
         holder.kill()
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[:5] == ["b", "0", "1", "0", "1"]
-    assert lines[4].startswith("running: b-seed=1, for 0.")
-    assert lines[5].startswith("1 running, about 3.")  # what is left of one and the whole of another, at 2 s each
+    assert re.fullmatch(r"running: b-seed=1, for \d+(\.\d)? s", lines[4])
+    # What is left of one and the whole of another, at 2 s each.
+    assert re.fullmatch(r"1 running, about [23]\.\d s left", lines[5])
     assert main(["status", path]) == 0  # its record lies there still
     assert capsys.readouterr().out.splitlines()[2].split()[:5] == ["b", "0", "0", "0", "2"]
 

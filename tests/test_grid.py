@@ -252,10 +252,10 @@ def test_a_thousand_cells_are_planned_in_a_second(house):
         f"name: tiny\nstages:\n  teacher: {{notebook: teacher.ipynb, over: {{size: {sizes}, {axes}}}}}\n"
         f"  student: {{notebook: slimflow.ipynb, needs: [teacher], over: {{size: {sizes}, seed: {list(range(10))}}}}}",
     )
-    start = time.perf_counter()
+    start = time.process_time()  # a busy machine is not the plan's fault
     grid = read_grid(path)
     statuses = [status_of(cell, grid.executed) for cell in grid.cells]
-    assert time.perf_counter() - start < 1
+    assert time.process_time() - start < 1
     assert len(statuses) == 1100
     assert len(grid.cells[-1].needs) == 10
 
