@@ -6,7 +6,7 @@ export ONESTEP_STORE ?= $(CURDIR)/.store
 # Two one-thread processes use two cores better than one two-thread process.
 ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
-.PHONY: quickstart test test-slow lab notebooks chaos lint
+.PHONY: quickstart test test-slow lab notebooks chaos slurm lint
 
 quickstart: .venv/ready
 	$(BIN)/onestep-bench run params/quickstart.yaml
@@ -31,10 +31,16 @@ notebooks: .venv/ready
 	store=$$(mktemp -d) && trap 'rm -rf $$store' EXIT && $(ONE_THREAD) ONESTEP_STORE=$$store \
 	$(BIN)/jupyter nbconvert --to notebook --execute --inplace notebooks/*.ipynb
 
-# kill -9 in the middle of training and of a grid, five times each; the re-run must end in the same bits.
+# kill -9 in the middle of training, five times, and of a grid, twenty times; the re-run must end in the same bits.
 chaos: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/chaos_training.py
 	$(BIN)/python scripts/chaos_grid.py
+
+# A SLURM of its own on this machine runs the quickstart grid with two jobs, one of which is cancelled in the middle.
+# Needs `apt-get install slurm-wlm munge`.
+slurm: .venv/ready
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
+	$(BIN)/python scripts/slurm.py
 
 .venv/ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

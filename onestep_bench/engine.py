@@ -1,210 +1,244 @@
-"""Cells to executed notebooks: one papermill process a cell, in the order of their needs, resumable at any moment.
+"""Cells to Dask: every cell once, in the order of its needs, on whatever workers there are.
 
-The executed notebook is the only record. It appears under its final name in one rename, stamped with the cell's digest,
-so a killed run leaves either a whole result or none.
+The runner only hands out cells whose needs are done, and hears how they ended. `execution` runs them on the workers,
+and the executed notebooks say what is done: a run that is killed, or that shares its folder with another, loses
+nothing. The workers must see the runner's files under the runner's paths.
 """
 
-import ctypes
-import json
 import os
-import shutil
-import signal
-import subprocess
+import queue
 import sys
-import tempfile
 import time
+import uuid
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from concurrent.futures import CancelledError
+from contextlib import closing
+from graphlib import TopologicalSorter
 from pathlib import Path
 
-import filelock
+from distributed import Client, Future, KilledWorker, Reschedule, get_worker
 from tqdm import tqdm
 
+from onestep_bench import clusters, execution, progress
 from onestep_bench.errors import OnestepError
-from onestep_bench.files import write_json
-from onestep_bench.grid import STAMP, Cell, Grid, Status, executed_path, failed_path, status_of
+from onestep_bench.grid import RUNNING, Cell, Grid, Status, failed_path, scratch_path, status_of
+from onestep_bench.store import root
+from onestep_bench.units import duration
+
+TRIES = 2  # of a cell that fails
+_BAR = "{bar:30} {n_fmt}/{total_fmt} cells{postfix}"
+_PATHS = ("ONESTEP_STORE", "ONESTEP_DATA")  # settings that hold paths
 
 
-def run(grid: Grid, *, store: Path | str | None = None) -> list[Status]:
+def run(
+    grid: Grid,
+    *,
+    store: Path | str | None = None,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    cluster: Path | None = None,
+) -> list[Status]:
     """Execute every cell that is not done yet, telling the terminal; returns the final status of every cell.
 
-    store: artifact store for the cells (their ONESTEP_STORE). Raises OnestepError if another run holds `grid.out`.
+    store: artifact store for the cells (their ONESTEP_STORE). workers, scheduler, cluster: see
+    `clusters.connected`. Raises OnestepError if the folder cannot be written, or if there are no such workers.
     """
-    # Progress bars in an executed notebook are hundreds of lines of noise.
-    environment = {**os.environ, "TQDM_DISABLE": "1"}
-    if store:
-        environment["ONESTEP_STORE"] = str(Path(store).absolute())
-    with _sole_run(grid):
-        # Leftovers of a killed run: partial notebooks, and replacements that never reached their name.
-        for leftover in grid.executed.glob(".*.ipynb"):
-            leftover.unlink()
-        found = [status_of(cell, grid.executed) for cell in grid.cells]
-        ended = {status.cell.id: status for status in found if status.state == "done"}
-        pending = [cell for cell in grid.cells if cell.id not in ended]
-        print(f"{grid.name}: {len(grid.cells)} cells, {len(ended)} done, {len(pending)} to do", flush=True)
-        # disable=None: no bar where stderr is a file.
-        with tqdm(total=len(grid.cells), initial=len(ended), unit="cell", disable=None) as bar:
-            for status in run_cells(pending, grid.executed, environment):
-                tqdm.write(_line(status, grid.executed))
-                sys.stdout.flush()
-                if status.state != "running":
-                    ended[status.cell.id] = status
-                    bar.update()
-    return [ended[cell.id] for cell in grid.cells]
-
-
-def run_cells(cells: Iterable[Cell], folder: Path, environment: Mapping[str, str]) -> Iterator[Status]:
-    """Execute cells one after another; yields 'running', then 'done' or 'failed', or else 'skipped', for each.
-
-    cells: in an order that respects their needs; a need that is not among them counts as done. A failed cell stops its
-    dependants and nothing else.
-    """
-    unmet: set[str] = set()
-    for cell in cells:
-        missing = next((need for need in cell.needs if need in unmet), None)
-        if missing:
-            unmet.add(cell.id)
-            yield Status(cell, "skipped", why=f"needs {missing}")
-            continue
-        yield Status(cell, "running")
-        status = execute(cell, folder, environment)
-        if status.state != "done":
-            unmet.add(cell.id)
-        yield status
-
-
-def execute(cell: Cell, folder: Path, environment: Mapping[str, str]) -> Status:
-    """Run one cell in a process of its own and wait for it; an interrupt ends that process and leaves no file."""
-    folder.mkdir(parents=True, exist_ok=True)
-    failed_path(cell, folder).unlink(missing_ok=True)
-    job = json.dumps(
-        {"cell": {**vars(cell), "notebook": str(cell.notebook)}, "folder": str(folder), "runner": os.getpid()}
-    )
-    started = time.perf_counter()
-    with tempfile.TemporaryFile() as log:
-        worker = subprocess.Popen(
-            [sys.executable, "-m", "onestep_bench.engine"],
-            stdin=subprocess.PIPE,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=environment,
-            start_new_session=True,  # the terminal's Ctrl-C reaches the runner alone, which then ends the worker
-        )
-        try:
-            worker.communicate(job.encode())
-        except BaseException:
-            os.killpg(worker.pid, signal.SIGKILL)
-            worker.wait()
-            _partial_path(cell, folder).unlink(missing_ok=True)
-            raise
-        if worker.returncode:
-            # The worker records a notebook's failure itself and exits with 0: this is the death of the worker.
-            _file(cell, folder, time.perf_counter() - started, _cause_of_death(worker.returncode, log))
-    return status_of(cell, folder)
-
-
-def _line(status: Status, folder: Path) -> str:
-    name, seconds = status.cell.id, f"{status.seconds:.1f} s"
-    if status.state == "skipped":
-        return f"skipped  {name} ({status.why})"
-    if status.state == "failed":
-        return f"FAILED   {name}  {seconds}  {status.why}  see {failed_path(status.cell, folder)}"
-    return f"running  {name}" if status.state == "running" else f"done     {name}  {seconds}"
-
-
-@contextmanager
-def _sole_run(grid: Grid) -> Iterator[None]:
     try:
         grid.executed.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise OnestepError(f"cannot write {grid.out}: {error.strerror}; choose another folder with --out") from error
-    lock = filelock.FileLock(grid.out / ".lock")
-    try:
-        lock.acquire(timeout=0)
-    except filelock.Timeout as error:
-        raise OnestepError(f"another run is writing {grid.out}; wait for it, or use another --out") from error
-    try:
-        yield
-    finally:
-        lock.release()
+    found = [status_of(cell, grid.executed) for cell in grid.cells]
+    # A failure of an earlier run is one more cell to do.
+    known = {old.cell.id: old if old.state == "done" else Status(old.cell, "to do") for old in found}
+    pending = [status.cell for status in known.values() if status.state != "done"]
+    done = len(known) - len(pending)
+    print(f"{grid.name}: {len(known)} cells, {done} done, {len(pending)} to do", flush=True)
+    if not pending:
+        return list(known.values())
+    gpus = max(cell.gpus for cell in pending)
+    with (
+        clusters.connected(gpus, workers=workers, scheduler=scheduler, cluster=cluster) as client,
+        closing(run_cells(pending, grid.executed, _settings(store), client)) as statuses,
+        # disable=None: no bar where stderr is a file.
+        tqdm(total=len(known), initial=done, disable=None, bar_format=_BAR) as bar,
+    ):
+        bar.write(_introduction(client, gpus))
+        for status in statuses:
+            if status is None:
+                _refresh(bar, known.values(), grid)
+                continue
+            bar.write(_line(status, grid.executed))
+            sys.stdout.flush()
+            if status.state in ("done", "failed", "skipped"):
+                known[status.cell.id] = status
+                bar.update()
+    return list(known.values())
 
 
-def _partial_path(cell: Cell, folder: Path) -> Path:
-    return folder / f".{cell.id}.partial.ipynb"
+def _refresh(bar: tqdm, known: Iterable[Status], grid: Grid) -> None:
+    if not bar.disable:
+        bar.set_postfix_str(progress.in_words(progress.with_running(known, grid.executed)))
 
 
-def _file(cell: Cell, folder: Path, seconds: float, why: str) -> None:
-    """Stamp the partial notebook and give it its name: the finished cell's, or if there is a `why` the failed one's."""
-    partial = _partial_path(cell, folder)
-    if not partial.exists():
-        shutil.copyfile(cell.notebook, partial)  # it died before papermill wrote anything
-    notebook = json.loads(partial.read_text(encoding="utf-8"))
-    for key in ("input_path", "output_path"):  # absolute, and of the partial file: misleading anywhere else
-        notebook["metadata"].get("papermill", {}).pop(key, None)
-    notebook["metadata"][STAMP] = {
-        "cell": cell.id,
-        "stage": cell.stage,
-        "parameters": cell.parameters,
-        "digest": cell.digest,
-        "seconds": round(seconds, 3),
-        "why": why,
-    }
-    write_json(failed_path(cell, folder) if why else executed_path(cell, folder), notebook)
-    partial.unlink()
+def run_cells(
+    cells: Iterable[Cell], folder: Path, settings: Mapping[str, str], client: Client
+) -> Iterator[Status | None]:
+    """Execute cells on the client's workers; yields how each ends: 'done', 'failed' or 'skipped'.
 
-
-def _cause_of_death(returncode: int, log) -> str:
-    if returncode < 0:
-        hint = " (out of memory?)" if returncode == -signal.SIGKILL else ""
-        return f"its process was ended by {signal.Signals(-returncode).name}{hint}"
-    log.seek(0)
-    lines = log.read().decode(errors="replace").split("\n")
-    return next((line.strip() for line in reversed(lines) if line.strip()), f"its process exited with {returncode}")
-
-
-# ---- inside the worker -----------------------------------------------------------------------------------------------
-
-
-def _work(job: dict) -> None:
-    _die_with(job["runner"])
-    cell, folder = Cell(**{**job["cell"], "notebook": Path(job["cell"]["notebook"])}), Path(job["folder"])
-    started = time.perf_counter()
-    why = _papermill(cell, _partial_path(cell, folder))
-    _file(cell, folder, time.perf_counter() - started, why)
-
-
-def _papermill(cell: Cell, partial: Path) -> str:
-    """Execute the notebook; returns what went wrong in one line, or nothing."""
-    import papermill
-
-    try:
-        papermill.execute_notebook(
-            cell.notebook, partial, cell.parameters, cwd=cell.notebook.parent, progress_bar=False
-        )
-    except papermill.PapermillExecutionError as error:
-        return _first_line(f"{error.ename}: {error.evalue}")
-    except Exception as error:  # a dead kernel, a missing kernel spec, a full disk: recorded as this cell's failure
-        return _first_line(f"{type(error).__name__}: {error}")
-    return ""
-
-
-def _first_line(text: str) -> str:
-    return text.strip().split("\n")[0]
-
-
-def _die_with(runner: int) -> None:
-    """Let the kernel end this process when the runner dies, even by kill -9; ipykernel follows its own parent.
-
-    Without it the orphan would go on writing files that the next run believes to be its own. Elsewhere than on Linux
-    there is no such call, and an orphan finishes its cell.
+    A need that is not among the cells counts as done. A failed cell is tried once more; then it stops its dependants
+    and nothing else. Before a cell's end it yields 'running' as it starts, 'waiting' if another run executes it,
+    'again' as it failed for the first time, and None for every second in which nothing happened.
+    When it is closed, or interrupted, the cells that still run are ended.
     """
-    if sys.platform != "linux":
-        return
-    pr_set_pdeathsig = 1
-    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
-    if os.getppid() != runner:  # it died before the call
-        os._exit(1)
+    by_id = {cell.id: cell for cell in cells}
+    order = TopologicalSorter({cell.id: [need for need in cell.needs if need in by_id] for cell in by_id.values()})
+    order.prepare()
+    unmet: set[str] = set()
+    failures: Counter[str] = Counter()
+    several = any(cell.gpus > 1 for cell in by_id.values())
+    flights = _Flights(client, folder, settings, several)
+    try:
+        while order.is_active():
+            for cell in map(by_id.get, order.get_ready()):
+                missing = next((need for need in cell.needs if need in unmet), None)
+                if missing is None:
+                    flights.start(cell)
+                    continue
+                unmet.add(cell.id)
+                order.done(cell.id)
+                yield Status(cell, "skipped", why=f"needs {missing}")
+            for status in flights.news() if flights.open else ():
+                if status is None or status.state in ("running", "waiting"):
+                    yield status
+                    continue
+                failures[status.cell.id] += status.state == "failed"
+                if status.state == "failed" and failures[status.cell.id] < TRIES:
+                    flights.start(status.cell)
+                    yield Status(status.cell, "again", status.seconds, status.why)
+                    continue
+                if status.state != "done":
+                    unmet.add(status.cell.id)
+                order.done(status.cell.id)
+                yield status
+    finally:
+        flights.end()
 
 
-if __name__ == "__main__":
-    _work(json.load(sys.stdin))
+class _Flights:
+    """The cells that are with Dask."""
+
+    def __init__(self, client: Client, folder: Path, settings: Mapping[str, str], several: bool):
+        self.client, self.folder, self.settings, self.several = client, folder, settings, several
+        self.open: dict[Future, Cell] = {}
+        self.landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
+        self.told: set[tuple[str, str]] = set()
+
+    def start(self, cell: Cell) -> None:
+        future = self.client.submit(
+            _on_worker,
+            cell,
+            self.folder,
+            dict(self.settings) | {"ONESTEP_CELL": cell.digest},
+            key=f"{cell.id}-{uuid.uuid4().hex}",  # begins as the cell does, for the dashboard; never shared
+            resources={"gpus": cell.gpus} if self.several else None,
+            pure=False,
+        )
+        self.open[future] = cell
+        future.add_done_callback(self.landed.put)
+
+    def news(self) -> Iterator[Status | None]:
+        """What the next second brings: one ending, or else the cells that started, or else None."""
+        try:
+            future = self.landed.get(timeout=1)
+        except queue.Empty:
+            yield from self._started() or [None]
+            return
+        cell = self.open.pop(future)
+        yield from self._once(cell, "running")
+        status = self._ending(future, cell)
+        if status.state == "busy":
+            self.start(cell)  # behind all others that wait
+            yield from self._once(cell, "waiting")
+            return
+        yield status
+
+    def end(self) -> None:
+        """Cancel what is open; workers end its processes, which is waited for a moment."""
+        if not self.open:
+            return
+        self.client.cancel(list(self.open), force=True)
+        patience = time.monotonic() + 5
+        while self._running() and time.monotonic() < patience:
+            time.sleep(0.05)
+
+    def _started(self) -> list[Status]:
+        return [status for cell in self._running() for status in self._once(cell, "running")]
+
+    def _running(self) -> list[Cell]:
+        return [cell for cell in self.open.values() if (scratch_path(cell, self.folder) / RUNNING).exists()]
+
+    def _once(self, cell: Cell, state: str) -> list[Status]:
+        new = (cell.id, state) not in self.told
+        self.told.add((cell.id, state))
+        return [Status(cell, state)] if new else []
+
+    def _ending(self, future: Future, cell: Cell) -> Status:
+        try:
+            return future.result()
+        except KilledWorker as error:
+            count = error.allowed_failures + 1
+            return execution.file_loss(cell, self.folder, f"its worker died, {count} times")
+        except CancelledError as error:
+            raise OnestepError("lost the scheduler; run again, finished cells stay") from error
+        except Exception as error:  # whatever it was, on whatever machine: this cell's failure, and no other's
+            return execution.file_loss(cell, self.folder, f"{type(error).__name__}: {error}".splitlines()[0])
+
+
+def _on_worker(cell: Cell, folder: Path, settings: dict[str, str]) -> Status:
+    """Runs in a thread of a Dask worker."""
+    worker = get_worker()
+    key = worker.get_current_task()
+
+    def unwanted() -> bool:
+        task = worker.state.tasks.get(key)  # gone or cancelled if the runner was interrupted, or died
+        return task is None or task.state == "cancelled" or worker.status.name in ("closing", "closed", "failed")
+
+    with worker.plugins[clusters.Devices.name].taken(cell.gpus) as devices:
+        status = execution.execute(cell, folder, {**os.environ, **settings, **devices}, unwanted=unwanted)
+    if status.state == "to do":
+        raise Reschedule  # it is this worker that ends; if the cell itself is not wanted any more, nobody hears
+    return status
+
+
+def _settings(store: Path | str | None) -> dict[str, str]:
+    """What cells must know on whatever machine, in whatever folder: the runner's ONESTEP_ variables, paths absolute."""
+    settings = {key: value for key, value in os.environ.items() if key.startswith("ONESTEP_")}
+    settings["ONESTEP_STORE"] = str(store or root())
+    settings |= {key: str(Path(settings[key]).expanduser().absolute()) for key in _PATHS if key in settings}
+    # Progress bars in an executed notebook are hundreds of lines of noise.
+    return settings | {"TQDM_DISABLE": "1"}
+
+
+def _introduction(client: Client, gpus: int) -> str:
+    workers = client.scheduler_info(n_workers=-1)["workers"].values()
+    slots = sum(worker["nthreads"] for worker in workers)
+    lines = [f"{len(workers)} workers, {slots} cells at a time; dashboard {client.dashboard_link}"]
+    if not workers:
+        lines[0] = f"no workers yet, cells wait for them; dashboard {client.dashboard_link}"
+    elif gpus > 1 and not any(worker["resources"].get("gpus", 0) >= gpus for worker in workers):
+        lines.append(f"no worker offers {gpus} gpus yet: start some with `dask worker --resources gpus={gpus}`")
+    return "\n".join(lines)
+
+
+def _line(status: Status, folder: Path) -> str:
+    name, seconds = status.cell.id, duration(status.seconds)
+    if status.state == "skipped":
+        return f"skipped  {name} ({status.why})"
+    if status.state == "failed":
+        return f"FAILED   {name}  {seconds}  {status.why}  see {failed_path(status.cell, folder)}"
+    if status.state == "again":
+        return f"again    {name}  {seconds}  {status.why}"
+    if status.state == "waiting":
+        return f"waiting  {name} (another run executes it)"
+    return f"running  {name}" if status.state == "running" else f"done     {name}  {seconds}"

@@ -19,11 +19,13 @@ import yaml
 from onestep_bench import __version__
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.parameters import Notebook, checked, kind, read_notebook
+from onestep_bench.units import bytes_of, seconds_of
 
 STAMP = "onestep_bench"  # key of our entry in an executed notebook's metadata
+RUNNING = "running.json"  # in a cell's scratch folder: where and since when it runs
 
-_TOP_KEYS = ("name", "title", "dataset", "defaults", "stages")
-_STAGE_KEYS = ("notebook", "needs", "over", "parameters")
+_TOP_KEYS = ("name", "title", "dataset", "defaults", "limit", "memory", "stages")
+_STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # File names hold 255 bytes; the partial file adds a dot and '.partial.ipynb', its replacement a random suffix.
 _LONGEST_ID = 200
@@ -36,6 +38,8 @@ class Cell:
     parameters: what papermill injects. needs: ids of the cells that must be done before.
     digest: hash of the notebook's code, all its parameters (defaults included) and the package's version; an executed
     notebook counts as this cell's result only if it carries the same one.
+    gpus: devices, hence processes, that it runs on. limit: seconds after which it counts as hung, memory: bytes that
+    its processes may use together, each None for no bound. How a cell runs is no part of its digest.
     """
 
     stage: str
@@ -44,6 +48,9 @@ class Cell:
     needs: tuple[str, ...]
     id: str
     digest: str
+    gpus: int = 1
+    limit: float | None = None
+    memory: int | None = None
 
 
 @dataclass(frozen=True)
@@ -64,7 +71,10 @@ class Grid:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a cell stands: 'to do', 'running', 'done', 'failed' or 'skipped'; `why` is one line about the last two."""
+    """Where a cell stands: 'to do', 'running', 'done', 'failed' or 'skipped'; `why` is one line about the last two.
+
+    seconds: how long it took, or has been running.
+    """
 
     cell: Cell
     state: str
@@ -114,6 +124,11 @@ def status_of(cell: Cell, folder: Path) -> Status:
         if stamp.get("digest") == cell.digest:
             return Status(cell, state, stamp["seconds"], stamp["why"])
     return Status(cell, "to do")
+
+
+def scratch_path(cell: Cell, folder: Path) -> Path:
+    """The folder, beside that of executed notebooks, where a running cell keeps what is not whole yet."""
+    return folder.parent / ".cells" / cell.id
 
 
 def read_stamp(path: Path) -> dict:
@@ -192,6 +207,7 @@ class _Stage:
     needs: tuple[str, ...]
     parameters: dict
     over: dict[str, list]
+    bounds: dict  # gpus, limit and memory of its cells
     cells: list[Cell] = field(default_factory=list)
 
     @property
@@ -208,7 +224,8 @@ def _read_stages(document: dict, path: Path, folder: Path) -> dict[str, _Stage]:
     if not folder.is_dir():
         raise OnestepError(f"{path}: no notebooks folder at {folder}; name another with --notebooks")
     notebooks: dict[str, Notebook] = {}
-    stages = {name: _read_stage(name, value, path, folder, notebooks) for name, value in raw.items()}
+    common = _read_bounds(document, f"{path}: ")
+    stages = {name: _read_stage(name, value, path, folder, notebooks, common) for name, value in raw.items()}
     for stage in stages.values():
         for need in stage.needs:
             if need not in stages:
@@ -222,7 +239,7 @@ def _read_stages(document: dict, path: Path, folder: Path) -> dict[str, _Stage]:
     return {name: stages[name] for name in order}
 
 
-def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks: dict) -> _Stage:
+def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks: dict, common: dict) -> _Stage:
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise OnestepError(f"{path}: stage name {name!r} must be letters, digits, '-' and '_' (it names files)")
     where = f"{path}: stage {name!r}: "
@@ -243,7 +260,28 @@ def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks
         needs=_read_needs(value.get("needs", []), where),
         parameters={key: checked(key, given, declared, file, where) for key, given in parameters.items()},
         over={key: _read_axis(key, values, parameters, declared, file, where) for key, values in over.items()},
+        bounds={**common, **_read_bounds(value, where)},
     )
+
+
+def _read_bounds(mapping: dict, where: str) -> dict:
+    """gpus, limit and memory, of those that stand in the mapping."""
+    bounds = {}
+    for key, read, wanted in (
+        ("gpus", _whole_number, "a whole number of 1 or more"),
+        ("limit", seconds_of, "seconds, or a time such as 90s, 10min, 2h"),
+        ("memory", bytes_of, "bytes, or a size such as 800MB, 8GB"),
+    ):
+        if key not in mapping:
+            continue
+        bounds[key] = read(mapping[key])
+        if bounds[key] is None:
+            raise OnestepError(f"{where}{key} must be {wanted}, not {kind(mapping[key])}")
+    return bounds
+
+
+def _whole_number(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None
 
 
 def _read_needs(needs: object, where: str) -> tuple[str, ...]:
@@ -304,7 +342,7 @@ def _cell(stage: _Stage, parameters: dict, point: dict, needed: list["_Needed"])
     needs = tuple(cell_id for table in needed for cell_id in table.matching(point, stage.where))
     everything = [__version__, stage.notebook.code, {**stage.notebook.declared, **parameters}]
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
-    return Cell(stage.name, stage.notebook.path, parameters, needs, name, digest)
+    return Cell(stage.name, stage.notebook.path, parameters, needs, name, digest, **stage.bounds)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock
+from filelock import FileLock, Timeout
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.files import file_digest, write_json
 
 META = "artifact.json"
+CELLS = ".cells"  # folder of which cell used what
 
 
 def root() -> Path:
@@ -78,6 +79,24 @@ def key_of(kind: str, recipe: dict, parents: Iterable[str]) -> str:
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
 
 
+def used_by(cell: str) -> list[str]:
+    """Keys of the artifacts that runs of a grid's cell (named by its digest) made or found here, whole or not."""
+    try:
+        return list(dict.fromkeys((root() / CELLS / cell).read_text().split()))
+    except OSError:
+        return []
+
+
+def _note_use(folder: Path) -> None:
+    """Remember which cell asked: a later plan can then say what a run of it would find here."""
+    cell = os.environ.get("ONESTEP_CELL")
+    if not cell:
+        return
+    (root() / CELLS).mkdir(exist_ok=True)
+    with open(root() / CELLS / cell, "a", encoding="utf-8") as file:
+        file.write(f"{folder.name}\n")
+
+
 def memo(kind: str, recipe: dict, parents: Iterable[Artifact], make: Callable[[Path], dict]) -> Artifact:
     """The artifact of `recipe`, made by `make(folder)` if it is not there yet.
 
@@ -87,8 +106,10 @@ def memo(kind: str, recipe: dict, parents: Iterable[Artifact], make: Callable[[P
     """
     parents = list(parents)
     folder = root() / key_of(kind, recipe, (parent.key for parent in parents))
-    with _locked(folder):
+    with locked(folder):
+        _note_use(folder)
         if folder.exists() and _whole(folder):
+            os.utime(folder / META)  # the time of its last use
             return Artifact(folder)
         partial = folder.with_name(folder.name + ".partial")
         partial.mkdir(parents=True, exist_ok=True)
@@ -103,12 +124,17 @@ def memo(kind: str, recipe: dict, parents: Iterable[Artifact], make: Callable[[P
 
 
 @contextmanager
-def _locked(folder: Path):
-    """Hold the artifact's lock. The kernel drops it when its holder dies, however it dies."""
+def locked(folder: Path, timeout: float = -1):
+    """Hold the artifact's lock, after waiting for at most `timeout` seconds (then filelock.Timeout), or for ever.
+
+    The kernel drops it when its holder dies, however it dies.
+    """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(folder.with_name(f".{folder.name}.lock"))
-        lock.acquire()  # waits for another process that is making the same artifact
+        lock.acquire(timeout)  # another process is making the same artifact
+    except Timeout:  # an OSError too
+        raise
     except OSError as error:
         raise OnestepError(
             f"cannot write to the store {folder.parent}: {error.strerror}; set ONESTEP_STORE to a folder you can write"
@@ -119,13 +145,22 @@ def _locked(folder: Path):
         lock.release()
 
 
-def _whole(folder: Path) -> bool:
-    """Whether the files are those recorded; if not, set the folder aside."""
+def damaged_files(folder: Path) -> list[str]:
+    """Names of the files of an artifact that are not as recorded, or that of its record; empty if all is well."""
     try:
         recorded = json.loads((folder / META).read_text())["files"]
-        damaged = [name for name, digest in recorded.items() if file_digest(folder / name) != digest]
     except (OSError, ValueError, KeyError):
-        damaged = [META]
+        return [META]
+    return [
+        name
+        for name, digest in recorded.items()
+        if not (folder / name).is_file() or file_digest(folder / name) != digest
+    ]
+
+
+def _whole(folder: Path) -> bool:
+    """Whether the files are those recorded; if not, set the folder aside."""
+    damaged = damaged_files(folder)
     if not damaged:
         return True
     aside = folder.with_name(folder.name + ".damaged")

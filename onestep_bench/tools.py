@@ -1,7 +1,9 @@
-"""Commands that work on models and data sets, each a few lines round a function of the library."""
+"""Commands that work on models, images and data sets, each a few lines round a function of the library."""
 
 import argparse
 from pathlib import Path
+
+from onestep_bench.terminal import print_table
 
 # torch takes seconds to import, so the rooms that need it are imported by the commands that do.
 
@@ -9,10 +11,11 @@ MODEL = "folder, EDM or GDD pickle, SlimFlow .pth, https address, or name of the
 
 
 def add_commands(commands) -> None:
-    """Add import, export, sample and dataset to the sub-parsers `commands`."""
+    """Add import, export, sample, evaluate and dataset to the sub-parsers `commands`."""
     _add_import(commands)
     _add_export(commands)
     _add_sample(commands)
+    _add_evaluate(commands)
     _add_dataset(commands)
 
 
@@ -113,4 +116,42 @@ def _dataset(options: argparse.Namespace) -> int:
         Path(options.source), options.out, side=options.resolution, transform=options.transform
     )
     print(f"{options.out}: {count} images, SHA-256 {digest}")
+    return 0
+
+
+def _add_evaluate(commands) -> None:
+    text = "score a checkpoint, or images from anywhere, against a data set or published statistics"
+    sub = commands.add_parser("evaluate", help=text, description=text)
+    sub.set_defaults(command=_evaluate)
+    what = "folder of a checkpoint; folder or zip of images; npz with uint8 arr_0 or images (n, h, w, c)"
+    sub.add_argument("source", type=Path, metavar="SOURCE", help=what)
+    sub.add_argument(
+        "--dataset", required=True, metavar="NAME|PATH", help="the reference: a data set's training images"
+    )
+    sub.add_argument(
+        "--reference", type=Path, metavar="FILE", help="its statistics instead: npz or pkl of mu and sigma"
+    )
+    sub.add_argument("--features", default="digits", metavar="JUDGE", help="feature extractor; default: digits")
+    sub.add_argument("--samples", type=int, metavar="N", help="images to score; default: as many as there are")
+    sub.add_argument("--label", metavar="TEXT", help="what tables call it; default: the name of SOURCE")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the rows to a .json or .csv")
+    model = sub.add_argument_group("of a checkpoint only")
+    model.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    model.add_argument("--steps", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
+    model.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from onestep_bench import scoresheet
+
+    if options.output:
+        scoresheet.check(options.output)
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "output")}
+    rows = scoresheet.rows_of(**given)
+    print_table(scoresheet.table(rows))
+    for warning in scoresheet.warnings(rows):
+        print(f"warning: {warning}")
+    if options.output:
+        scoresheet.write(rows, options.output)
+        print(f"rows: {options.output}")
     return 0

@@ -1,38 +1,87 @@
-"""Kill a random process of a running grid (runner, worker, kernel): the re-run must end in the same scores.
+"""Kill a random process of a running grid (runner, worker, papermill, kernel): the re-run must end in the same scores.
 
-`make chaos` runs it: five rounds, each with a store and reports of its own, at moments drawn from a fixed seed.
-Exits with 1 if a round's results.csv differs, measured times aside, from that of an undisturbed run.
+`make chaos` runs it: twenty rounds, each with a store and reports of its own, at moments drawn from a fixed seed;
+another number of rounds is its argument. A round passes if after the re-run results.csv equals, measured times aside,
+that of an undisturbed run, byte by byte; if no artifact in its store is damaged; if nothing of the killed run is left
+alive; and if the run went on by itself unless it was the runner that was killed. Exits with 1 if a round fails.
 """
 
 import os
 import random
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter, defaultdict
 from pathlib import Path
 
+import nbformat
 import pandas as pd
 import psutil
 
 from onestep_bench.scores import MEASURED
 
-ROUNDS = 5
-NOTEBOOKS = Path(__file__).parent.parent / "notebooks"
+ROUNDS = 20
 GRID = """
 name: chaos
-defaults: {teacher_kimg: 24.0, samples: 256, seeds: [0], samplers: [euler], steps: [1, 4]}
 stages:
-  teacher: {notebook: teacher.ipynb, over: {teacher_seed: [0, 1]}}
+  teacher: {notebook: chain.ipynb}
+  student: {notebook: chain.ipynb, needs: [teacher], over: {seed: [1, 2, 3]}}
 """
+PARAMETERS = "seed = 0"
+# A chain of hashes in the place of training: a step lost, doubled or taken by two at once changes all that follow. It
+# keeps its state after every step, and goes on from there, as training does.
+CODE = """
+import hashlib, json, time
+from IPython.display import display
+from onestep_bench import scores, store
+from onestep_bench.files import write_json
+
+def chain(name, parents=()):
+    def make(folder):
+        file = folder / "chain.json"
+        found = json.loads(file.read_text()) if file.exists() else {"step": 0, "hash": name}
+        for step in range(found["step"], 15):
+            found = {"step": step + 1, "hash": hashlib.sha256(f"{step} {found['hash']}".encode()).hexdigest()}
+            write_json(file, found)
+            time.sleep(0.1)
+        return {"kimg": 1.0, "seconds": 1.5, "device": "cpu"}
+    return store.memo("model", {"method": "chain", "name": name}, parents, make)
+
+teacher = chain("teacher")
+student = chain(f"student {seed}", [teacher]) if seed else teacher
+value = int(json.loads((student.folder / "chain.json").read_text())["hash"][:8], 16) / 2**24
+row = dict.fromkeys(scores.FIELDS, 1.0) | {
+    "dataset": "none", "label": "chain", "method": "chain", "size": "1M", "train_seed": seed, "sampler": "none",
+    "steps": 1, "nfe": 1, "seed": 0, "fid": value, "features": "none", "protocol": "none", "weights": "last",
+    "model": student.key, "device": "cpu", "versions": "none", "kimg": student.cost()["kimg"],
+    "train_seconds": time.time(),
+}
+display({scores.MIME: scores.bundle([row], [])}, raw=True)
+"""
+# What tells the processes of a run apart, in their command lines.
+KINDS = {"kernel": "ipykernel_launcher", "papermill": "onestep_bench.execution", "worker": "spawn_main"}
 
 
-def start(folder: Path) -> subprocess.Popen:
+def write_notebook(path: Path) -> None:
+    """The notebook of every cell."""
+    tagged = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(nbformat.v4.new_notebook(cells=[tagged, nbformat.v4.new_code_cell(CODE)], metadata=spec), path)
+
+
+def start(folder: Path, *command: str) -> subprocess.Popen:
+    """One of our commands on the round's store."""
+    settings = {"ONESTEP_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+    words = [sys.executable, "-m", "onestep_bench.cli", *command]
+    return subprocess.Popen(words, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+
+
+def start_grid(folder: Path) -> subprocess.Popen:
     """A run of the grid in `folder`, or the rest of one."""
-    settings = {"ONESTEP_STORE": str(folder / "store"), "ONESTEP_CHECKPOINT_SECONDS": "0.1", "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "onestep_bench.cli", "run", str(folder.parent / "chaos.yaml")]
-    command += ["--notebooks", str(NOTEBOOKS), "--out", str(folder / "out")]
-    return subprocess.Popen(command, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    where = ["--notebooks", str(folder.parent), "--out", str(folder / "out"), "--workers", "2"]
+    return start(folder, "run", str(folder.parent / "chaos.yaml"), *where)
 
 
 def results(folder: Path) -> str:
@@ -41,36 +90,73 @@ def results(folder: Path) -> str:
     return rows.drop(columns=list(MEASURED)).to_csv(index=False)
 
 
-def kill_one(run: subprocess.Popen, random_: random.Random) -> str:
-    """SIGKILL one process of the run's tree; what it was."""
-    tree = [psutil.Process(run.pid), *psutil.Process(run.pid).children(recursive=True)]
-    victim = random_.choice(tree)
-    words = victim.cmdline()
-    victim.kill()
-    return next((word for word in ("ipykernel_launcher", "onestep_bench.engine") if word in words), "the runner")
+def family(run: psutil.Process) -> dict[str, list[psutil.Process]]:
+    """The processes of a run by what they are."""
+    found = defaultdict(list, {"runner": [run]})
+    for process in run.children(recursive=True):
+        try:
+            words = " ".join(process.cmdline())
+        except psutil.NoSuchProcess:
+            continue
+        kind = next((kind for kind, word in KINDS.items() if word in words), None)
+        if kind:
+            found[kind].append(process)
+    return found
+
+
+def kill_one(run: psutil.Process, random_: random.Random) -> tuple[str, list[psutil.Process]]:
+    """SIGKILL one process of the run; what it was, and all that were there."""
+    found = family(run)
+    kind = random_.choice(sorted(found))
+    random_.choice(found[kind]).kill()
+    return kind, [process for processes in found.values() for process in processes]
+
+
+def disturb(folder: Path, moment: float, random_: random.Random) -> tuple[str, str]:
+    """Run the grid once with a kill at `moment`, in seconds; the victim, and what was wrong, if anything."""
+    run = start_grid(folder)
+    time.sleep(moment)
+    if run.poll() is not None:  # faster than the undisturbed one: once more, with an earlier kill
+        shutil.rmtree(folder)
+        return disturb(folder, 0.7 * moment, random_)
+    victim, everybody = kill_one(psutil.Process(run.pid), random_)
+    code = run.wait()
+    _, left = psutil.wait_procs(everybody, timeout=10)
+    if left:
+        return victim, f"{len(left)} PROCESSES LEFT"
+    return victim, "" if code == 0 or victim == "runner" else f"THE RUN EXITED WITH {code}"
+
+
+def judge(folder: Path, expected: str) -> str:
+    """Run the rest; what is wrong then, if anything."""
+    code = start_grid(folder).wait()
+    if code:
+        return f"THE RE-RUN EXITED WITH {code}"
+    if results(folder) != expected:
+        return "OTHER SCORES"
+    return "DAMAGED ARTIFACTS" if start(folder, "store", "verify").wait() else ""
 
 
 def main() -> int:
     """Run all rounds; the exit code."""
-    random_, passed = random.Random(0), 0
+    rounds = int(sys.argv[1]) if len(sys.argv) > 1 else ROUNDS
+    random_, passed, victims = random.Random(0), 0, Counter()
     with tempfile.TemporaryDirectory(prefix="onestep-chaos-") as name:
         folder = Path(name)
         (folder / "chaos.yaml").write_text(GRID)
+        write_notebook(folder / "chain.ipynb")
         began = time.monotonic()
-        start(folder / "undisturbed").wait()
+        start_grid(folder / "undisturbed").wait()
         seconds, expected = time.monotonic() - began, results(folder / "undisturbed")
         print(f"undisturbed: {len(expected.splitlines()) - 1} scores in {seconds:.1f} s", flush=True)
-        for number in range(1, ROUNDS + 1):
-            run = start(folder / str(number))
-            time.sleep(random_.uniform(0.1, 0.9) * seconds)
-            victim = kill_one(run, random_) if run.poll() is None else "nothing, it had ended"
-            run.wait()
-            code = start(folder / str(number)).wait()
-            same = code == 0 and results(folder / str(number)) == expected
-            passed += same
-            print(f"round {number}: killed {victim}, {'same scores' if same else 'OTHER SCORES'}", flush=True)
-    print(f"chaos: {passed} passed, {ROUNDS - passed} failed")
-    return 0 if passed == ROUNDS else 1
+        for number in range(1, rounds + 1):
+            victim, wrong = disturb(folder / str(number), random_.uniform(0.1, 0.9) * seconds, random_)
+            wrong = wrong or judge(folder / str(number), expected)
+            passed += not wrong
+            victims[victim] += 1
+            print(f"round {number}: killed {victim}: {wrong or 'same scores, no artifact damaged'}", flush=True)
+    print(f"chaos: {passed} passed, {rounds - passed} failed; killed {dict(victims)}")
+    return 0 if passed == rounds else 1
 
 
 if __name__ == "__main__":

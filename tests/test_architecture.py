@@ -22,7 +22,7 @@ MATHEMATICS = {
     "seeds",
     "errors",
 }
-GRID_SIDE = {"grid", "engine", "report", "cli"}
+GRID_SIDE = {"grid", "clusters", "execution", "engine", "progress", "report", "cli"}
 
 
 def name_of(path):
@@ -85,11 +85,12 @@ def test_the_laboratory_does_not_know_the_grid():
         assert not rooms(name) & GRID_SIDE, name
 
 
-@pytest.mark.parametrize("name", ["grid", "engine", "scores", "store"])
+@pytest.mark.parametrize("name", ["grid", "engine", "scores", "upkeep"])
 def test_plans_and_records_need_no_torch(name):
     for room in {name, *reached(name)}:
         assert not any(module.split(".")[0] == "torch" for module in imports(room)), room
 
 
-def test_only_the_study_and_its_users_know_the_store():
-    assert {name for name in FILES if "store" in rooms(name)} == {"models", "judges", "together", "study"}
+def test_few_know_the_store():
+    users = {"models", "judges", "together", "study", "engine", "upkeep", "cli"}
+    assert {name for name in FILES if "store" in rooms(name)} == users

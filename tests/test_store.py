@@ -155,6 +155,25 @@ def test_two_processes_make_it_once(tmp_path):
             assert second.communicate(timeout=60)[0] == "whole\n"
 
 
+def test_a_killed_holder_holds_nothing(tmp_path):
+    command = [sys.executable, "-u", "-c", ASK, str(tmp_path / "go on")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as first:
+        assert first.stdout.readline() == "making\n"
+        first.kill()
+    (tmp_path / "go on").touch()
+    assert subprocess.run(command, capture_output=True, text=True, timeout=60).stdout == "making\nwhole\n"
+
+
+def test_a_cell_is_remembered_with_what_it_used(monkeypatch, store_folder):
+    assert store.used_by("abc") == []
+    make_one({"a": 0})
+    monkeypatch.setenv("ONESTEP_CELL", "abc")
+    used = [make_one({"a": 1}).key, make_one({"a": 2}).key]
+    make_one({"a": 1})
+    assert store.used_by("abc") == used
+    assert [path.name for path in (store_folder / store.CELLS).iterdir()] == ["abc"]
+
+
 def test_a_store_that_cannot_be_says_so(tmp_path, monkeypatch, refuses):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "file" / "store"))

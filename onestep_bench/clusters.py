@@ -1,0 +1,211 @@
+"""Where cells run: workers on this machine, a running Dask scheduler, or a cluster that a YAML file describes.
+
+A worker's slot is one GPU, or one share of the CPU's cores. The workers of this machine are as many as its slots,
+each pinned to its own; only where a grid has cells on several devices does a worker own as many slots as the largest of
+them asks for, and count them as its Dask resource `gpus`.
+"""
+
+import importlib
+import inspect
+import logging
+import os
+import shutil
+import subprocess
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from threading import Lock
+
+import yaml
+from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
+
+from onestep_bench.errors import OnestepError, near_miss
+
+_TIMEOUT = 20  # seconds to find a scheduler in
+_FILE_KEYS = ("class", "arguments", "scale", "adapt")
+_THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+
+
+@contextmanager
+def connected(
+    gpus: int, *, workers: int | None = None, scheduler: str | None = None, cluster: Path | None = None
+) -> Iterator[Client]:
+    """A client of the workers that cells run on; what was started here stops with it.
+
+    gpus: the most devices that one cell asks for. workers: slots of this machine to use, by default all. scheduler:
+    address of a running one. cluster: YAML file of a cluster class and its arguments.
+    Raises OnestepError if there is no such scheduler, file, class or device.
+    """
+    # What the user should know of lost workers and connections, the engine tells.
+    for name in ("distributed", "distributed.client", "tornado"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    warnings.filterwarnings("ignore", message="Port 8787 is already in use")  # the dashboard takes another
+    if scheduler:
+        with _client(scheduler) as client:
+            yield client
+        return
+    with _described(cluster) if cluster else _local(gpus, workers) as started, _client(started) as client:
+        if not cluster:
+            client.register_plugin(OwnSession())
+        yield client
+
+
+@contextmanager
+def _client(address: object) -> Iterator[Client]:
+    try:
+        client = Client(address, timeout=_TIMEOUT, set_as_default=False)
+    except (OSError, ValueError) as error:
+        raise OnestepError(f"no scheduler answers at {address}; start one with `dask scheduler`") from error
+    try:
+        client.register_plugin(Devices())
+        yield client
+    finally:
+        client.close()
+
+
+# ---- this machine ----------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _local(gpus: int, workers: int | None) -> Iterator[SpecCluster]:
+    devices, cores = visible_gpus(), len(os.sched_getaffinity(0))
+    # Notebooks are code: nobody but this machine may send any.
+    scheduler = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:8787"}
+    with SpecCluster(
+        workers=worker_specs(devices, cores, gpus, workers),
+        scheduler={"cls": Scheduler, "options": scheduler},
+        silence_logs=logging.CRITICAL,
+    ) as cluster:
+        yield cluster
+
+
+def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None) -> dict:
+    """What Dask's SpecCluster starts on a machine: a worker per slot, or per `gpus` slots.
+
+    Each has its share of the cores (never more threads than OMP_NUM_THREADS says, if it is set) and of the devices;
+    more workers than devices share them in turn. Raises OnestepError if there are devices, but fewer than `gpus`.
+    """
+    if devices and gpus > len(devices):
+        raise OnestepError(f"a stage asks for {gpus} gpus, and this machine shows {len(devices)}; ask for fewer")
+    slots = max(gpus, workers or len(devices) or cores)
+    threads = os.environ.get("OMP_NUM_THREADS") or str(max(1, cores // slots))
+    specs = {}
+    for index in range(slots // gpus):
+        own = [devices[(index * gpus + i) % len(devices)] for i in range(gpus)] if devices else []
+        environment = dict.fromkeys(_THREAD_LIMITS, threads)
+        if own:
+            environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+        options = {
+            "nthreads": gpus,
+            "env": environment,
+            "resources": {"gpus": gpus},
+            "memory_limit": None,  # workers hold nothing; cells are processes of their own
+            "silence_logs": logging.CRITICAL,
+            "host": "127.0.0.1",
+        }
+        specs[index] = {"cls": Nanny, "options": options}
+    return specs
+
+
+def visible_gpus() -> list[str]:
+    """Names, as CUDA_VISIBLE_DEVICES takes them, of the GPUs this process may use. Does not import torch."""
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if named is not None:
+        return [name.strip() for name in named.split(",") if name.strip() not in ("", "-1")]
+    if not shutil.which("nvidia-smi"):
+        return []
+    query = ["nvidia-smi", "--query-gpu=index", "--format=csv,noheader"]
+    found = subprocess.run(query, capture_output=True, text=True, timeout=60, check=False)
+    return found.stdout.split() if found.returncode == 0 else []
+
+
+class OwnSession(WorkerPlugin):
+    """Takes a worker out of the terminal's process group: Ctrl-C is for the runner, which then ends its workers."""
+
+    name = "onestep-bench-session"
+
+    def setup(self, worker) -> None:
+        """Called on each worker, restarted ones too."""
+        os.setpgid(0, 0)
+
+
+class Devices(WorkerPlugin):
+    """The devices of a worker, handed to its cells so that no two share one."""
+
+    name = "onestep-bench-devices"
+    idempotent = True  # a second run on the same workers must not hand them out again
+
+    def setup(self, worker) -> None:
+        """Called on each worker as it joins."""
+        self.free = visible_gpus() if os.environ.get("CUDA_VISIBLE_DEVICES") else []
+        self.lock = Lock()
+
+    @contextmanager
+    def taken(self, count: int) -> Iterator[dict[str, str]]:
+        """Environment of a cell on `count` devices: those of the worker as they are, if it has too few to divide."""
+        with self.lock:
+            own, self.free = (self.free[:count], self.free[count:]) if len(self.free) >= count else ([], self.free)
+        try:
+            yield {"CUDA_VISIBLE_DEVICES": ",".join(own)} if own else {}
+        finally:
+            with self.lock:
+                self.free = [*own, *self.free]
+
+
+# ---- clusters from files ---------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def _described(path: Path) -> Iterator[object]:
+    """The cluster of a YAML file: `class`, its `arguments`, and how to `scale` or `adapt` it."""
+    document = _read(path)
+    make = _class(document["class"], path)
+    arguments = document.get("arguments") or {}
+    try:
+        inspect.signature(make).bind(**arguments)
+        cluster = make(**arguments)
+    except (TypeError, ValueError, OSError, RuntimeError) as error:
+        raise OnestepError(f"{path}: {document['class']}: {str(error).strip().splitlines()[0]}") from error
+    try:
+        for verb in ("scale", "adapt"):
+            if verb in document:
+                _call(getattr(cluster, verb), document[verb], f"{path}: {verb}")
+        yield cluster
+    finally:
+        cluster.close()
+
+
+def _read(path: Path) -> dict:
+    try:
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise OnestepError(f"cannot read {path}: {error.strerror}; see params/clusters for examples") from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise OnestepError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
+    if not isinstance(document, dict) or not isinstance(document.get("class"), str):
+        raise OnestepError(f"{path}: name a cluster class, such as `class: dask_jobqueue.SLURMCluster`")
+    for key, value in document.items():
+        if key not in _FILE_KEYS:
+            raise OnestepError(f"{path}: unknown key {key!r}{near_miss(str(key), _FILE_KEYS)}")
+        if key != "class" and not isinstance(value, dict):
+            raise OnestepError(f"{path}: {key} must be a mapping (argument: value), not {type(value).__name__}")
+    return document
+
+
+def _class(name: str, path: Path) -> object:
+    module, _, attribute = name.rpartition(".")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except ModuleNotFoundError as error:
+        hint = "pip install 'onestep-bench[cluster]'" if "jobqueue" in name else f"pip install {error.name}"
+        raise OnestepError(f"{path}: no package {error.name!r} is installed; {hint}") from error
+    except (AttributeError, ValueError) as error:
+        raise OnestepError(f"{path}: there is no cluster class {name!r}") from error
+
+
+def _call(method, arguments: dict, where: str) -> None:
+    try:
+        method(**arguments)
+    except TypeError as error:
+        raise OnestepError(f"{where}: {error}") from error
