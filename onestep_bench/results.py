@@ -126,6 +126,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         fid_min=("fid", "min"),
         precision=("precision", mean),
         recall=("recall", mean),
+        class_gap=("class_gap", mean),
         count=("fid", "size"),
         nfe=("nfe", mean),
         macs=("macs", mean),
@@ -152,7 +153,7 @@ def table(rows: pd.DataFrame) -> Styler:
             "FID": lines["fid_mean"],
             "± std": lines["fid_std"],
             "best": lines["fid_min"],
-            **_shown_if_measured(lines, "precision", "recall"),
+            **_shown_if_measured(lines, "precision", "recall", "class_gap"),
             "runs": lines["count"],
             "parameters": lines["params"],
             "MACs": lines["macs"],
@@ -163,16 +164,18 @@ def table(rows: pd.DataFrame) -> Styler:
         }
     )
     # NFE, steps and the like are settings, not results; a column in which all are equal has no best.
-    lowest = ["FID", "best", "parameters", "MACs", "kimg", "training s", "latency ms"]
-    highest = [name for name in ("precision", "recall", "images/s") if name in shown]
-    lowest, highest = ([name for name in names if shown[name].nunique() > 1] for names in (lowest, highest))
+    lowest = ("FID", "best", "class_gap", "parameters", "MACs", "kimg", "training s", "latency ms")
+    highest = ("precision", "recall", "images/s")
+    lowest, highest = (
+        [name for name in names if name in shown and shown[name].nunique() > 1] for names in (lowest, highest)
+    )
     bold = "font-weight: 700"
     style = shown.style.hide(axis="index").set_uuid("scores")
     style = style.highlight_min(lowest, props=bold).highlight_max(highest, props=bold)
     return style.format(
         {
             **dict.fromkeys(["FID", "± std", "best", "training s", "latency ms", "images/s"], _measured),
-            **dict.fromkeys([name for name in ("precision", "recall") if name in shown], "{:.3f}"),
+            **dict.fromkeys([name for name in ("precision", "recall", "class_gap") if name in shown], "{:.3f}"),
             **dict.fromkeys(["NFE", "kimg"], brief),
             **dict.fromkeys(["parameters", "MACs"], millions),
         },

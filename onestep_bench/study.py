@@ -287,14 +287,17 @@ def record(*bundles: dict) -> None:
 
     rows = [row for bundle in bundles for row in bundle["rows"]]
     strips = [strip for bundle in bundles for strip in bundle["strips"]]
-    table = pd.DataFrame(rows).groupby(["label", "size", "kimg", "sampler", "steps"], sort=False, dropna=False)
-    table = table.agg(
+    # What a judge cannot tell is None, which has no mean; NaN has.
+    qualities = dict.fromkeys(("precision", "recall", "class_gap"), float)
+    table = pd.DataFrame(rows).astype(qualities)
+    table = table.groupby(["label", "size", "kimg", "sampler", "steps"], sort=False, dropna=False).agg(
         nfe=("nfe", "first"),
         fid=("fid", "mean"),
         std=("fid", "std"),
         best=("fid", "min"),
         precision=("precision", "mean"),
         recall=("recall", "mean"),
+        class_gap=("class_gap", "mean"),
     )
     data = {scores.MIME: scores.bundle(rows, strips), "text/plain": table.round(2).to_string()}
     display(data | {"text/html": table.round(2).to_html()}, raw=True)
