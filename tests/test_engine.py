@@ -219,7 +219,7 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
     family = [*tree(interrupted), *pids(slow)]
     assert [status.state for status in progress.survey(grid)] == ["done", "running"]
     os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
-    output, errors = interrupted.communicate(timeout=60)
+    output, errors = interrupted.communicate(timeout=300)
     assert interrupted.returncode == 130
     assert errors == "onestep-bench: interrupted; the same command goes on from here\n"
     assert wait(lambda: not any(map(alive, family)))
@@ -229,14 +229,14 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
     killed = start(path)
     family = [*tree(killed), *pids(slow)]
     killed.kill()
-    output = killed.communicate(timeout=60)[0]
+    output = killed.communicate(timeout=300)[0]
     assert "1 done, 1 to do" in output
     assert wait(lambda: not any(map(alive, family)))
     assert [status.state for status in progress.survey(grid)] == ["done", "to do"]
 
     slow.unlink()
     finished = start(path)
-    output, errors = finished.communicate(timeout=60)
+    output, errors = finished.communicate(timeout=300)
     assert finished.returncode == 0, errors
     assert sorted(file.name for file in grid.executed.iterdir()) == ["first.ipynb", "then.ipynb"]
     undisturbed = [row(seed=seed, fid=100.0 / (1 + seed), size="1M") for seed in (0, 1)]
@@ -251,7 +251,7 @@ def test_two_runs_of_one_grid_share_its_cells(tmp_path):
     path = grid_file(tmp_path, "name: tiny\nstages: {model: {notebook: model.ipynb, over: {seed: [0, 1, 2]}}}")
     (tmp_path / "runs").mkdir()
     both = [start(path, "--workers", "1") for _ in range(2)]
-    outputs = [process.communicate(timeout=100) for process in both]
+    outputs = [process.communicate(timeout=300) for process in both]
     assert [process.returncode for process in both] == [0, 0], outputs
     assert not any("again" in output for output, _ in outputs)
     assert len(list((tmp_path / "reports" / "tiny" / "notebooks").glob("*.ipynb"))) == 3
@@ -350,7 +350,7 @@ def start(path: Path, *options: str) -> subprocess.Popen:
 def pids(slow: Path) -> tuple[int, int]:
     """Process ids of papermill and of the kernel that sleeps."""
     file = slow.with_suffix(".pids")
-    assert wait(lambda: file.exists() and " " in file.read_text(), seconds=60)
+    assert wait(lambda: file.exists() and " " in file.read_text(), seconds=300)
     worker, kernel = file.read_text().split()
     file.unlink()
     return int(worker), int(kernel)
@@ -360,7 +360,7 @@ def tree(process: subprocess.Popen) -> list[int]:
     return [child.pid for child in psutil.Process(process.pid).children(recursive=True)]
 
 
-def wait(true: Callable[[], bool], seconds: float = 10) -> bool:
+def wait(true: Callable[[], bool], seconds: float = 60) -> bool:
     end = time.monotonic() + seconds
     while not true() and time.monotonic() < end:
         time.sleep(0.05)
