@@ -67,7 +67,7 @@ def palette(labels: Iterable[str]) -> dict[str, tuple]:
 
 @styled
 def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: dict[str, tuple] | None = None) -> Figure:
-    """FID against network evaluations, one line per model.
+    """FID against network evaluations, one line per model; of several budgets the largest.
 
     published: draw the papers' claims too, where rows and claims speak of the same thing (Inception features and the
     same data set). looks: `palette(labels)` of a larger set of rows, so that colours agree between figures.
@@ -75,7 +75,7 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: dict[str,
     """
     one_protocol(rows)
     looks = looks or palette(rows["label"])
-    lines = drawable(rows)
+    lines = _largest_budgets(drawable(rows))
     if lines.empty:
         raise OnestepError("nothing to draw: no score is a positive number")
     claims = _claims(rows) if published else _no_claims()
@@ -109,6 +109,7 @@ def fid_vs_params(
 ) -> Figure:
     """FID against network size at one number of steps, one marker per (label, size); dashed: the best teacher.
 
+    Of several budgets the largest is drawn.
     Raises OnestepError when no row has that number of steps, or for rows of more than one protocol.
     """
     one_protocol(rows)
@@ -130,19 +131,23 @@ def fid_vs_cost(rows: pd.DataFrame, *, steps: int = 1, looks: dict[str, tuple] |
 def _against(rows: pd.DataFrame, x: str, steps: int, claims: pd.DataFrame, looks: dict[str, tuple]) -> Figure:
     every = drawable(rows)
     lines = every[every["steps"] == steps]
+    lines = _largest_budgets(lines) if x == "params" else lines
     if lines.empty:
         raise OnestepError(f"nothing to draw: no scores at {steps} steps, only at {sorted(set(every['steps']))}")
     figure, axes = _axes(roomy=len(claims) > 0)
     fixed = "size" if x == "kimg" else "kimg"  # what stays the same along a connecting line
     for (label, _), curve in lines.groupby(["label", fixed], dropna=False):
         _curve(axes, curve.sort_values(x), x, looks[label], linewidth=0.8, alpha=0.9)
-    names = [
-        line.label if x == "params" else _name(every, line.label, line.size, line.kimg)
-        for line in lines.itertuples(index=False)
-    ]
+    # A curve over budgets is named once, at its end.
     points = [
-        (getattr(line, x), line.fid_mean, name, looks[line.label][0], 8)
-        for line, name in zip(lines.itertuples(index=False), names, strict=True)
+        (
+            getattr(line, x),
+            line.fid_mean,
+            line.label if x == "params" else f"{line.label}, {line.size}",
+            looks[line.label][0],
+            8,
+        )
+        for line in _largest_budgets(lines).itertuples(index=False)
     ]
     if len(claims):
         axes.plot(claims[x], claims["fid"], **_claim_look())
@@ -209,6 +214,12 @@ def _size_dashes(lines: pd.DataFrame) -> dict[str, object]:
     styles = ["-", (0, (4, 1.6)), (0, (1.2, 1.4)), (0, (5, 1.5, 1.2, 1.5))]
     sizes = sorted(set(lines["size"]), key=size_order, reverse=True)
     return {size: styles[i % len(styles)] for i, size in enumerate(sizes)}
+
+
+def _largest_budgets(lines: pd.DataFrame) -> pd.DataFrame:
+    """Of the lines that differ in their budget alone, the one with the largest."""
+    largest = lines.groupby(["label", "size", "steps", "sampler"])["kimg"].transform("max")
+    return lines[lines["kimg"].isna() | (lines["kimg"] == largest)]
 
 
 def _name(lines: pd.DataFrame, label: str, size: str, kimg: float) -> str:
