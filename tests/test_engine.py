@@ -64,6 +64,21 @@ def test_every_cell_runs_once_after_its_needs(pretend):
     assert [status.state for status in statuses] == ["running", "done"] * 4
 
 
+def test_cells_do_not_inherit_dasks_thrift_with_memory(client, tmp_path, monkeypatch):
+    """MALLOC_TRIM_THRESHOLD_, which Dask sets for its workers, halves the speed of training."""
+    seen = {}
+
+    def execute(cell, folder, environment, unwanted):
+        seen.update(environment)
+        return Status(cell, "done")
+
+    monkeypatch.setenv("MALLOC_TRIM_THRESHOLD_", "65536")
+    monkeypatch.setattr(execution, "execute", execute)
+    list(run_cells([Cell("a", tmp_path / "none.ipynb", {}, (), "a", "a")], tmp_path, {"ONESTEP_STORE": "s"}, client))
+    assert "MALLOC_TRIM_THRESHOLD_" not in seen
+    assert seen["PATH"] == os.environ["PATH"]
+
+
 def test_a_failure_is_tried_once_more(pretend):
     tries = Counter()
 
