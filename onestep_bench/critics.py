@@ -90,7 +90,7 @@ def _backbone(name: str, teacher: Denoiser, ratio: float) -> Backbone:
 
 
 class Mixing(nn.Module):
-    """Fixed random 1x1 mixing of channels and 3x3 mixing of scales, coarse into fine (Sauer et al. 2021, Sec. 4).
+    """Fixed random 1x1 mixing of channels and 3x3 mixing of scales, coarse into fine (Sauer et al. 2021).
 
     shapes: (c, h, w) of each map, finest first. Maps come out with `channels` channels each, same order.
     """

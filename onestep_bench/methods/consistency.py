@@ -42,7 +42,7 @@ def distillation_loss(
     distance: str | Distance,
     labels: Tensor | None = None,
 ) -> Tensor:
-    """D(f(x_t, t), f_target(x', t')), x' the teacher's Heun step from t down to t' (Song et al. 2023, Eq. 9): a scalar.
+    """D(f(x_t, t), f_target(x', t')), x' the teacher's Heun step from t down to t' (Song et al. 2023): a scalar.
 
     student, target, teacher on VE; data, eps (n, c, h, w); t, t_next (n,), t > t_next > 0.
     """
@@ -98,7 +98,7 @@ def _target(nets: Nets, cfg: DistillationConfig) -> dict[str, nn.Module]:
 
 
 def nearer_level(t: Tensor, shrink: float, k: float = 8.0, b: float = 1.0) -> Tensor:
-    """r = max(0, t (1 - shrink (1 + k sigmoid(-b t)))): the nearer of ECT's two levels (Geng et al. 2024, Sec. 3.3).
+    """r = max(0, t (1 - shrink (1 + k sigmoid(-b t)))): the nearer of ECT's two levels (Geng et al. 2024).
 
     t (n,); shrink is 1/q^a, with which r goes to t as training goes on.
     """

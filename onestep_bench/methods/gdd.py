@@ -149,7 +149,7 @@ def _critic(nets: Nets, cfg: GDDConfig) -> dict[str, nn.Module]:
 
 
 def _lazy(cfg: GDDConfig, betas: tuple[float, float]) -> dict[str, Adam]:
-    """Lazy R1 is one more step every interval: Adam is slowed by that much (Karras et al. 2020, App. B)."""
+    """Lazy R1 is one more step every interval: Adam is slowed by that much (Karras et al. 2020, StyleGAN2)."""
     share = cfg.r1_interval / (cfg.r1_interval + 1) if cfg.r1_gamma else 1.0
     return {"critic": Adam(cfg.critic_lr * share, tuple(beta**share for beta in betas))}
 
