@@ -123,7 +123,9 @@ def _add_evaluate(commands) -> None:
     text = "score a checkpoint, or images from anywhere, against a data set or published statistics"
     sub = commands.add_parser("evaluate", help=text, description=text)
     sub.set_defaults(command=_evaluate)
-    what = "a model (folder, pickle or .pth); a folder, zip or tar of images; an npz with uint8 arr_0 or images (n, h, w, c)"
+    what = (
+        "a model (folder, pickle, .pth); a folder, zip or tar of images; an npz of uint8 arr_0 or images (n, h, w, c)"
+    )
     sub.add_argument("source", type=Path, metavar="SOURCE", help=what)
     sub.add_argument(
         "--dataset", required=True, metavar="NAME|PATH", help="the reference: a data set's training images"
