@@ -176,10 +176,9 @@ class Denoiser(nn.Module):
         """
         low, high = self.native.ratios
         path = self.native.path
-        t = path.t_at(torch.tensor(min(max(ratio, low), high), dtype=torch.float64, device=x.device))
-        images, noise_labels = self.native.inputs(
-            x * spread(path.alpha(t), x).to(x.dtype), t.to(x.dtype).expand(len(x))
-        )
+        level = path.t_at(torch.tensor(min(max(ratio, low), high), dtype=torch.float64)).item()
+        t = x.new_full((len(x),), level)  # filled there: a number copied over would wait for the device
+        images, noise_labels = self.native.inputs(x * spread(path.alpha(t), x), t)
         return self.net.encode(images, noise_labels, self._one_hot(labels, x.dtype))
 
     def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:

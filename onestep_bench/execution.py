@@ -130,12 +130,7 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
 def _watch(process: subprocess.Popen, cell: Cell, unwanted: Callable[[], bool]) -> str | None:
     """Wait for the end; returns why it was brought about, '' if it came by itself, None if the cell is unwanted."""
     started = _clock()
-    while True:
-        try:
-            process.wait(_POLL)
-            return ""
-        except subprocess.TimeoutExpired:
-            pass
+    while not _ended(process, _POLL):
         if unwanted():
             return None
         if cell.limit and _clock() - started > cell.limit:
@@ -143,6 +138,16 @@ def _watch(process: subprocess.Popen, cell: Cell, unwanted: Callable[[], bool]) 
             return f"hung: ended at its limit of {duration(cell.limit)}"
         if cell.memory and (used := _memory(process)) > cell.memory:
             return f"out of memory: ended at {size(used)}, its bound is {size(cell.memory)}"
+    return ""
+
+
+def _ended(process: subprocess.Popen, patience: float) -> bool:
+    """Whether the process ends within so many seconds."""
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
 
 
 def _tree(process: subprocess.Popen) -> list[psutil.Process]:
@@ -174,10 +179,7 @@ def _interrupt(process: subprocess.Popen) -> None:
                 part.send_signal(signal.SIGINT)
         except psutil.NoSuchProcess:
             continue
-    try:
-        process.wait(_GRACE)
-    except subprocess.TimeoutExpired:
-        return
+    _ended(process, _GRACE)
 
 
 def _kill_tree(process: subprocess.Popen) -> None:

@@ -51,9 +51,8 @@ def euler(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) 
 
 def one_step(denoiser, noise: Tensor, labels: Tensor | None = None) -> Tensor:
     """x0 as predicted from pure noise: `euler` in one step, in the precision of `noise` and with gradients."""
-    level = denoiser.path.t_max
-    start = denoiser.path.prior_std(torch.tensor(level, device=noise.device)) * noise
-    return denoiser(start, level, labels, want="x0")
+    level = noise.new_full((), denoiser.path.t_max)  # filled there: a number copied over would wait for the device
+    return denoiser(denoiser.path.prior_std(level) * noise, level, labels, want="x0")
 
 
 @torch.no_grad()

@@ -221,6 +221,14 @@ def test_a_killed_run_ends_in_the_same_generator_and_critic(teacher, tmp_path, k
     assert any(key.endswith("_u") for key in expected["critic"])
 
 
+def test_r1_goes_through_a_compiled_critic(teacher):
+    """As `fit` compiles it on a GPU; with the backend that needs no compiler, but the same differentiation."""
+    nets, objective, _ = nets_of(teacher)
+    nets.auxiliary["critic"].compile(backend="aot_eager")
+    for loss, _ in objective(Batch(images(8) / 127.5 - 1), draw(0)):
+        loss.backward()
+
+
 def test_lazy_r1_slows_the_critics_adam():
     adam = get("gdd").adams(GDDConfig(critic_lr=2.0, r1_interval=16), (0.0, 0.99))["critic"]
     assert adam.rate == pytest.approx(2 * 16 / 17)

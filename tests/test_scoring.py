@@ -194,7 +194,9 @@ def test_a_student_scored_in_any_batches_is_one_score(student, judge, digits):
 
 PROCESS = """
     import sys
-    from pathlib import Path
+    from itertools import pairwise
+from itertools import pairwise
+from pathlib import Path
     from onestep_bench import data, models, scoring, store
     from onestep_bench.features import load_extractor
 
@@ -213,7 +215,7 @@ def test_two_processes_that_share_the_indices_give_the_same_images_and_score(stu
     command = [sys.executable, "-c", textwrap.dedent(PROCESS), student.artifact.folder]
     running = [
         subprocess.Popen([*command, str(low), str(high), file], env=os.environ)
-        for low, high, file in zip(cuts, cuts[1:], files, strict=False)
+        for (low, high), file in zip(pairwise(cuts), files, strict=True)
     ]
     assert [process.wait(timeout=120) for process in running] == [0, 0]
     apart = np.concatenate([np.load(f"{file}.npy") for file in files])

@@ -4,6 +4,7 @@ Its scores mean something only beside others of the same trained weights: their 
 """
 
 import math
+from itertools import pairwise
 
 import torch
 from torch import nn
@@ -27,7 +28,7 @@ class Classifier(nn.Module):
     def __init__(self, channels: int, classes: int):
         super().__init__()
         widths = (channels, *WIDTHS)
-        self.stages = nn.ModuleList(_Stage(a, b) for a, b in zip(widths, WIDTHS, strict=False))
+        self.stages = nn.ModuleList(_Stage(a, b) for a, b in pairwise(widths))
         self.features = nn.Linear(WIDTHS[-1], DIM)
         self.head = nn.Linear(DIM, classes)
 

@@ -73,11 +73,11 @@ class DistillationConfig:
 def consistency_distillation(nets: Nets, cfg: DistillationConfig):
     """Objective: one Heun step of the teacher between neighbouring levels of EDM's grid."""
     student, teacher, target = nets.student, nets.teacher.on(VE), nets.auxiliary["target"]
+    levels = karras_times(cfg.levels).to(next(student.parameters()))
 
     def objective(batch, draw):
         if draw.first:  # once a step, however many micro-batches it has
             _move_target(target, student, cfg.target_decay)
-        levels = karras_times(cfg.levels).to(batch.images)
         place = draw.integers("level", 0, cfg.levels - 1)
         eps = draw.normal("eps", batch.images.shape[1:])
         t, t_next = levels[place], levels[place + 1]

@@ -129,7 +129,8 @@ def gdd(nets: Nets, cfg: GDDConfig):
         if cfg.r1_gamma and draw.step % cfg.r1_interval == 0:
             gamma = cfg.r1_gamma / (PAPER_BATCH * real_logits.shape[1])
             with torch.autocast(batch.images.device.type, enabled=False):  # squared gradients: too small for bfloat16
-                penalty = r1_penalty(lambda images: critic(images, batch.labels), batch.images, gamma)
+                # Not by a call, which `fit` may have compiled: what is compiled cannot be differentiated twice.
+                penalty = r1_penalty(lambda images: critic.forward(images, batch.labels), batch.images, gamma)
             yield cfg.r1_interval * penalty, "critic"
 
     return objective

@@ -55,9 +55,9 @@ def progressive(nets: Nets, cfg: ProgressiveConfig):
     """Objective of one fold."""
     student = nets.student
     teacher, path = nets.teacher.on(student.path), student.path
+    times = ddim_times(2 * cfg.steps, cfg.levels).to(next(student.parameters()))
 
     def objective(batch, draw):
-        times = ddim_times(2 * cfg.steps, cfg.levels).to(batch.images)
         step = 2 * draw.integers("step", 0, cfg.steps)
         t, middle, end = times[step], times[step + 1], times[step + 2]
         x = path.mix(batch.images, draw.normal("eps", batch.images.shape[1:]), t)
