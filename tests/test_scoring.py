@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -194,9 +195,7 @@ def test_a_student_scored_in_any_batches_is_one_score(student, judge, digits):
 
 PROCESS = """
     import sys
-    from itertools import pairwise
-from itertools import pairwise
-from pathlib import Path
+    from pathlib import Path
     from onestep_bench import data, models, scoring, store
     from onestep_bench.features import load_extractor
 
