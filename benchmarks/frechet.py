@@ -9,7 +9,7 @@ import time
 import numpy as np
 import torch
 
-from onestep_bench.metrics import frechet_from_moments, moments
+from onestep_bench.scoring.metrics import frechet_from_moments, moments
 
 
 def clean_fid_frechet_distance():

@@ -23,7 +23,8 @@ from torch import Tensor, nn
 from torch.profiler import profile
 
 from onestep_bench.compat import import_torchvision
-from onestep_bench.networks import SIZES, sized
+from onestep_bench.networks.build import sized
+from onestep_bench.networks.sizes import SIZES
 
 import_torchvision()  # diffusers imports it, and cannot beside a CPU build of torch
 from diffusers import UNet2DModel  # noqa: E402

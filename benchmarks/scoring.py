@@ -45,18 +45,18 @@ def resident() -> float:
 
 def ours(folders: list[Path], protocol: str):
     """A function that scores the folders with onestep_bench."""
-    from onestep_bench import scoring
-    from onestep_bench.features import inception, load_extractor
-    from onestep_bench.files import file_digest
-    from onestep_bench.metrics import frechet_from_moments
-    from onestep_bench.sources import images_at
+    from onestep_bench.data.streams import images_at
+    from onestep_bench.scoring import judging
+    from onestep_bench.scoring.judges import inception, load_extractor
+    from onestep_bench.scoring.metrics import frechet_from_moments
+    from onestep_bench.store.files import file_digest
 
     inception.SHA256 = file_digest(Path(os.environ["ONESTEP_WEIGHTS"]) / "inception-2015-12-05.pt")
     judge = load_extractor("inception" if protocol == "clean" else "inception-legacy")
 
     def run() -> float:
         sources = [images_at(folder) for folder in folders]
-        a, b = (scoring.judged(judge, source.batches(), len(source), kept=0) for source in sources)
+        a, b = (judging.judged(judge, source.batches(), len(source), kept=0) for source in sources)
         return frechet_from_moments(a.mu, a.cov, b.mu, b.cov)
 
     return run

@@ -32,8 +32,13 @@ def sample_noise(seed: int, indices: Iterable[int], shape: Sequence[int], purpos
 
 def sample_labels(
     seed: int, indices: Iterable[int], class_counts: Sequence[int], purpose: str = "sample"
-) -> torch.Tensor:
-    """Class labels (len(indices),) int64, drawn in proportion to `class_counts`; row i as in `sample_noise`."""
+) -> torch.Tensor | None:
+    """Class labels (len(indices),) int64, drawn in proportion to `class_counts`; row i as in `sample_noise`.
+
+    None without classes.
+    """
+    if not class_counts:
+        return None
     weights = torch.tensor(class_counts, dtype=torch.float64)
     draws = [torch.multinomial(weights, 1, generator=generator(seed, purpose, "label", index)) for index in indices]
     return torch.cat(draws)

@@ -13,16 +13,24 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onestep_bench import checkpoints, cost, methods, models, networks, ranks, samplers, scores, store, together, zoo
-from onestep_bench.data import Dataset
+from onestep_bench import methods, networks, samplers, store
+from onestep_bench.data.registry import Dataset
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
-from onestep_bench.files import file_digest, replacing, write_json
-from onestep_bench.models import FOREIGN, Model, Pairs, sample
-from onestep_bench.ranks import device
+from onestep_bench.models import checkpoints, cost, sampling, zoo
+from onestep_bench.models.model import FOREIGN, Model, Pairs
+from onestep_bench.models.pretrained import find, load_pretrained
+from onestep_bench.models.sampling import sample
+from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
+from onestep_bench.scoring.rows import MIME, bundle
 from onestep_bench.seeds import seed_for
-from onestep_bench.training import LogRow, Source, TrainConfig, fit
+from onestep_bench.store.files import file_digest, replacing, write_json
+from onestep_bench.training import ranks, together
+from onestep_bench.training.config import TrainConfig
+from onestep_bench.training.loop import fit
+from onestep_bench.training.ranks import device
+from onestep_bench.training.source import Source
+from onestep_bench.training.state import LogRow
 
 
 def train(
@@ -84,15 +92,15 @@ def train(
 def pretrained(source: str | Path, data: Dataset | None = None, *, resolution: int | None = None) -> Model:
     """A model that was not trained here, as an artifact of the store: for `teacher=`, `init=`, pairs and scores.
 
-    source: as `checkpoints.load_pretrained` takes it; a model of this store is that model, with its cost. Of any other
+    source: as `models.load_pretrained` takes it; a model of this store is that model, with its cost. Of any other
     the cost of training is not known and counts as nothing. data: the images it is to be used on, which it must fit;
     samples of a conditional model are labelled in their proportions, else evenly. resolution: see `load_pretrained`,
     by default that of data.
     """
-    path = checkpoints.find(source)
+    path = find(source)
     if (path / store.META).exists() and path.resolve().parent == store.root().resolve():
         return Model(store.Artifact(store.root() / path.resolve().name))
-    denoiser = checkpoints.load_pretrained(path, resolution=resolution or (data.resolution if data else None))
+    denoiser = load_pretrained(path, resolution=resolution or (data.resolution if data else None))
     digest = file_digest(path / checkpoints.WEIGHTS if path.is_dir() else path)
     recipe = {
         "method": FOREIGN,
@@ -248,7 +256,7 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
     samplers.sampler(sampler)
 
     def make(folder: Path) -> dict:
-        part_size = 16 * models.BATCH
+        part_size = 16 * sampling.BATCH
         parts = {first: folder / f"part-{first:09d}.safetensors" for first in range(0, n, part_size)}
         missing = ranks.shared([first for first, path in parts.items() if not path.exists()])
         for first in together.bar(iterable=missing, unit="part", desc="pairs"):
@@ -299,5 +307,5 @@ def record(*bundles: dict) -> None:
         recall=("recall", "mean"),
         class_gap=("class_gap", "mean"),
     )
-    data = {scores.MIME: scores.bundle(rows, strips), "text/plain": table.round(2).to_string()}
+    data = {MIME: bundle(rows, strips), "text/plain": table.round(2).to_string()}
     display(data | {"text/html": table.round(2).to_html()}, raw=True)

@@ -20,7 +20,7 @@ import nbformat
 import pandas as pd
 import psutil
 
-from onestep_bench.scores import MEASURED
+from onestep_bench.scoring.rows import MEASURED
 
 ROUNDS = 20
 GRID = """
@@ -35,8 +35,9 @@ PARAMETERS = "seed = 0"
 CODE = """
 import hashlib, json, time
 from IPython.display import display
-from onestep_bench import scores, store
-from onestep_bench.files import write_json
+from onestep_bench import store
+from onestep_bench.scoring.rows import FIELDS, MIME, bundle
+from onestep_bench.store import write_json
 
 def chain(name, parents=()):
     def make(folder):
@@ -52,16 +53,16 @@ def chain(name, parents=()):
 teacher = chain("teacher")
 student = chain(f"student {seed}", [teacher]) if seed else teacher
 value = int(json.loads((student.folder / "chain.json").read_text())["hash"][:8], 16) / 2**24
-row = dict.fromkeys(scores.FIELDS, 1.0) | {
+row = dict.fromkeys(FIELDS, 1.0) | {
     "dataset": "none", "label": "chain", "method": "chain", "size": "1M", "train_seed": seed, "sampler": "none",
     "steps": 1, "nfe": 1, "seed": 0, "fid": value, "features": "none", "protocol": "none", "weights": "last",
     "model": student.key, "device": "cpu", "versions": "none", "kimg": student.cost()["kimg"],
     "train_seconds": time.time(),
 }
-display({scores.MIME: scores.bundle([row], [])}, raw=True)
+display({MIME: bundle([row], [])}, raw=True)
 """
 # What tells the processes of a run apart, in their command lines.
-KINDS = {"kernel": "ipykernel_launcher", "papermill": "onestep_bench.execution", "worker": "spawn_main"}
+KINDS = {"kernel": "ipykernel_launcher", "papermill": "onestep_bench.grid.execution", "worker": "spawn_main"}
 
 
 def write_notebook(path: Path) -> None:

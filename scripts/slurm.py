@@ -133,7 +133,7 @@ def job_at_work(folder: Path) -> str:
             words, settings = process.cmdline(), process.environ()
         except psutil.Error:
             continue
-        if "onestep_bench.execution" in words and words[-1].startswith(str(folder)) and "SLURM_JOB_ID" in settings:
+        if "onestep_bench.grid.execution" in words and words[-1].startswith(str(folder)) and "SLURM_JOB_ID" in settings:
             return settings["SLURM_JOB_ID"]
     return ""
 

@@ -3,7 +3,7 @@
     python scripts/train_digits_classifier.py [OUTPUT.safetensors]
 
 Deterministic: the same machine type writes the same bytes. Prints the accuracy on the held-out fifth and the SHA-256
-that belongs in onestep_bench/features/digits.py.
+that belongs in onestep_bench/scoring/judges/digits.py.
 """
 
 import math
@@ -13,10 +13,11 @@ import safetensors.torch
 import torch
 from torch.nn import functional
 
-from onestep_bench.data import load, to_unit
-from onestep_bench.features.digits import DIGITS_WEIGHTS, DigitsClassifier
-from onestep_bench.files import file_digest, replacing
+from onestep_bench.data.loading import load
+from onestep_bench.data.pixels import to_unit
+from onestep_bench.scoring.judges.digits import DIGITS_WEIGHTS, DigitsClassifier
 from onestep_bench.seeds import generator
+from onestep_bench.store.files import file_digest, replacing
 
 EPOCHS, BATCH, RATE, SEED = 150, 96, 2e-3, 0
 

@@ -49,7 +49,7 @@ def released_edm(request):
     import torch
 
     from onestep_bench.denoiser import edm_denoiser
-    from onestep_bench.networks import build
+    from onestep_bench.networks.build import build
 
     with np.load(REFERENCE / f"{request.param}.npz") as file:
         net = build(json.loads(str(file["config"])))

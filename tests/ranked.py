@@ -13,10 +13,14 @@ from pathlib import Path
 
 import torch
 
-from onestep_bench import data, methods, models, networks, ranks, study, together
+from onestep_bench import data, methods, networks, study
 from onestep_bench.denoiser import EDM, Denoiser
 from onestep_bench.errors import OnestepError
-from onestep_bench.training import Source, TrainConfig, fit
+from onestep_bench.models import sampling
+from onestep_bench.training import ranks, together
+from onestep_bench.training.config import TrainConfig
+from onestep_bench.training.loop import fit
+from onestep_bench.training.source import Source
 
 # Methods: how many steps of eight images, and options.
 CURVES = {
@@ -133,7 +137,7 @@ def digits():
 
 def artifacts(folder):
     """A model, pairs and scores; then, among ranks, a mishap."""
-    models.BATCH = 16
+    sampling.BATCH = 16
     teacher = study.train("edm", digits(), size="0.05M", kimg=0.064, batch_size=8)
     pairs = study.make_pairs(teacher, 300, sampler="euler", steps=1)
     bundle = study.evaluate(teacher, digits(), label="EDM", steps=[1], seeds=[0], samples=27)

@@ -21,7 +21,7 @@ from onestep_bench.denoiser import (
     flow_denoiser,
     native_from,
 )
-from onestep_bench.networks import sized
+from onestep_bench.networks.build import sized
 from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod, spread
 
 ABAR = alphas_cumprod("linear", 50)

@@ -11,9 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from onestep_bench import data, evaluation, models, samplers, scores, study
+from onestep_bench import data, models, samplers, study
 from onestep_bench.denoiser import counting
+from onestep_bench.models import sampling
 from onestep_bench.paths import VP, alphas_cumprod
+from onestep_bench.scoring import evaluation
+from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundles_in
 from onestep_bench.seeds import sample_labels, sample_noise
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -34,7 +37,7 @@ def digits():
 
 @pytest.fixture
 def small_batches(monkeypatch):
-    monkeypatch.setattr(models, "BATCH", 8)
+    monkeypatch.setattr(sampling, "BATCH", 8)
 
 
 @pytest.fixture
@@ -221,20 +224,20 @@ def test_a_killed_training_goes_on(digits, monkeypatch):
 
 @pytest.fixture
 def evaluated(teacher, digits, monkeypatch):
-    monkeypatch.setattr(models, "BATCH", 64)
+    monkeypatch.setattr(sampling, "BATCH", 64)
     return study.evaluate(teacher, digits, label="EDM", steps=[1, 2], sampler="heun", seeds=[0, 1])
 
 
 def test_a_bundle_says_everything_once(evaluated, teacher, digits):
     rows = evaluated["rows"]
-    assert all(row.keys() == scores.FIELDS.keys() for row in rows)
+    assert all(row.keys() == FIELDS.keys() for row in rows)
     assert [(row["steps"], row["nfe"], row["seed"]) for row in rows] == [(1, 1, 0), (1, 1, 1), (2, 3, 0), (2, 3, 1)]
     row = rows[0]
     assert (row["label"], row["method"], row["size"], row["dataset"]) == ("EDM", "edm", "0.05M", "digits")
     assert (row["samples"], row["kimg"], row["model"]) == (64, 0.064, teacher.artifact.key)
     assert digits.digest in row["protocol"]
-    assert all(math.isfinite(row[name]) and row[name] > 0 for row in rows for name in ("fid", *scores.MEASURED[:4]))
-    assert all(math.isfinite(row[name]) for row in rows for name in scores.QUALITIES if name != "fd_infinity")
+    assert all(math.isfinite(row[name]) and row[name] > 0 for row in rows for name in ("fid", *MEASURED[:4]))
+    assert all(math.isfinite(row[name]) for row in rows for name in QUALITIES if name != "fd_infinity")
     assert row["fd_infinity"] is None  # 64 images are too few
     assert row["warning"].startswith("64 samples cannot span 64 features")
     json.dumps(evaluated)
@@ -270,7 +273,7 @@ def test_what_is_recorded_can_be_read_back(evaluated, monkeypatch, tmp_path):
     assert "EDM" in bundle["text/plain"]
     notebook = {"cells": [{"outputs": [{"data": json.loads(json.dumps(bundle))}]}]}
     (tmp_path / "executed.ipynb").write_text(json.dumps(notebook))
-    (read,) = scores.bundles_in(tmp_path / "executed.ipynb")
+    (read,) = bundles_in(tmp_path / "executed.ipynb")
     assert read["rows"] == evaluated["rows"] * 2
 
 

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from onestep_bench import critics
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.layers import UNetBlock
 from onestep_bench.methods import Adam, Method, Nets, register
+from onestep_bench.networks import critics
+from onestep_bench.networks.layers import UNetBlock
 from onestep_bench.samplers import one_step
 
 # What each variant leaves frozen in every block of the U-Net.

@@ -1,0 +1,39 @@
+"""`onestep-bench`: the command line, one file a family of commands.
+
+Each file has `add_commands`, which adds its sub-parsers; what takes long to import is imported by the command that
+needs it, so that `plan` and `--help` answer at once.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from onestep_bench import __version__
+from onestep_bench.cli import data, grids, models, store
+from onestep_bench.errors import OnestepError
+
+# Exit codes: 0 all well, 1 some cells are not done, 2 a mistake in the input, 130 interrupted.
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    options = _parser().parse_args(arguments)
+    try:
+        return options.command(options)
+    except OnestepError as error:
+        print(f"onestep-bench: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("onestep-bench: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="onestep-bench", description="Run grids of notebooks and report their scores."
+    )
+    parser.add_argument("--version", action="version", version=f"onestep-bench {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    for family in (grids, models, data, store):
+        family.add_commands(commands)
+    return parser

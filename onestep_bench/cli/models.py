@@ -1,0 +1,122 @@
+"""Commands that work on models, each a few lines round a function of the library."""
+
+import argparse
+from pathlib import Path
+
+from onestep_bench.cli.terminal import add_source, print_table
+
+# torch takes seconds to import, so the rooms that need it are imported by the commands that do.
+
+MODEL = "folder, EDM or GDD pickle, SlimFlow .pth, https address, or name of the EDM zoo"
+
+
+def add_commands(commands) -> None:
+    """Add import, export, sample and evaluate."""
+    _add_import(commands)
+    _add_export(commands)
+    _add_sample(commands)
+    _add_evaluate(commands)
+
+
+def _add_import(commands) -> None:
+    sub = add_source(
+        commands, "import", _import, "make a folder of ours from somebody's model; runs nothing of it", "FILE", MODEL
+    )
+    sub.add_argument(
+        "--as", dest="format", choices=("edm", "slimflow", "gdd"), help="insist on a format; default: what the file is"
+    )
+    sub.add_argument("--resolution", type=int, metavar="N", help="side of a SlimFlow model's images, if not its usual")
+    sub.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help="the folder to write")
+
+
+def _import(options: argparse.Namespace) -> int:
+    from onestep_bench.models.pretrained import import_model
+
+    told = import_model(options.source, options.out, format=options.format, resolution=options.resolution)
+    print("\n".join(told))
+    return 0
+
+
+def _add_export(commands) -> None:
+    sub = add_source(
+        commands, "export", _export, "write a one-step generator: noise in, uint8 images out", "MODEL", MODEL
+    )
+    sub.add_argument("--format", choices=("onnx", "torch-export"), default="onnx", help="default: onnx")
+    sub.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: generator.onnx or generator.pt2")
+
+
+def _export(options: argparse.Namespace) -> int:
+    from onestep_bench.models import export
+    from onestep_bench.models.pretrained import load_pretrained
+
+    default = {"onnx": "generator.onnx", "torch-export": "generator.pt2"}[options.format]
+    told = export.export(load_pretrained(options.source), options.out or Path(default), options.format)
+    size = told.file.stat().st_size / 1e6
+    print(f"{told.file}: {size:.1f} MB, images as torch's to {told.difference:.0e}")
+    print(f"one image: {told.latency_ms:.1f} ms, in torch {told.torch_latency_ms:.1f} ms")
+    return 0
+
+
+def _add_sample(commands) -> None:
+    sub = add_source(commands, "sample", _sample, "draw a sheet of a model's images", "MODEL", MODEL)
+    sub.add_argument("-n", "--number", type=int, default=64, metavar="N", help="images; default: 64")
+    sub.add_argument("--steps", type=int, default=1, metavar="N", help="sampler steps; default: 1")
+    sub.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    sub.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
+    sub.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="default: sheet.png")
+
+
+def _sample(options: argparse.Namespace) -> int:
+    from onestep_bench import study
+    from onestep_bench.report import plots
+
+    images = study.sample(
+        study.pretrained(options.source),
+        range(options.number),
+        sampler=options.sampler,
+        steps=options.steps,
+        seed=options.seed,
+    )
+    plots.save_grid(images, options.out)
+    print(f"{options.out}: {options.number} images, {options.sampler}, {options.steps} steps, seed {options.seed}")
+    return 0
+
+
+def _add_evaluate(commands) -> None:
+    text = "score a checkpoint, or images from anywhere, against a data set or published statistics"
+    sub = commands.add_parser("evaluate", help=text, description=text)
+    sub.set_defaults(command=_evaluate)
+    what = (
+        "a model (folder, pickle, .pth); a folder, zip or tar of images; an npz of uint8 arr_0 or images (n, h, w, c)"
+    )
+    sub.add_argument("source", type=Path, metavar="SOURCE", help=what)
+    sub.add_argument(
+        "--dataset", required=True, metavar="NAME|PATH", help="the reference: a data set's training images"
+    )
+    sub.add_argument(
+        "--reference", type=Path, metavar="FILE", help="its statistics instead: npz or pkl of mu and sigma"
+    )
+    sub.add_argument("--features", default="digits", metavar="JUDGE", help="feature extractor; default: digits")
+    sub.add_argument("--samples", type=int, metavar="N", help="images to score; default: as many as there are")
+    sub.add_argument("--label", metavar="TEXT", help="what tables call it; default: the name of SOURCE")
+    sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the rows to a .json or .csv")
+    model = sub.add_argument_group("of a checkpoint only")
+    model.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    model.add_argument("--steps", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
+    model.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from onestep_bench.cli import evaluate
+
+    if options.output:
+        evaluate.check(options.output)
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "output")}
+    rows = evaluate.rows_of(**given)
+    print_table(evaluate.table(rows))
+    for warning in evaluate.warnings(rows):
+        print(f"warning: {warning}")
+    if options.output:
+        evaluate.write(rows, options.output)
+        print(f"rows: {options.output}")
+    return 0

@@ -1,0 +1,65 @@
+"""Commands that look after the store."""
+
+import argparse
+import time
+from pathlib import Path
+
+from onestep_bench import store
+from onestep_bench.cli.terminal import print_table, use_store
+from onestep_bench.units import duration, size
+
+
+def add_commands(commands) -> None:
+    """Add store ls, verify and gc."""
+    text = "what lies in the store: list it, verify it, clear it of garbage"
+    inner = commands.add_parser("store", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
+    for name, command, text in (
+        ("ls", _store_ls, "list artifacts, the largest first"),
+        ("verify", _store_verify, "check every file against its checksum; exit 1 if one is damaged"),
+        ("gc", _store_gc, "remove damaged artifacts, and unfinished ones that nobody touched for a week"),
+    ):
+        sub = inner.add_parser(name, help=text, description=text)
+        sub.set_defaults(command=command)
+        sub.add_argument("--store", type=Path, metavar="DIR", help="default: ONESTEP_STORE")
+        if command is _store_gc:
+            unused = "also remove whole artifacts that nobody asked for in so many days"
+            sub.add_argument("--unused", type=float, metavar="DAYS", help=unused)
+            sub.add_argument("--dry-run", action="store_true", help="only say what would go")
+
+
+def _store_ls(options: argparse.Namespace) -> int:
+    use_store(options)
+    from onestep_bench.store import upkeep
+
+    found = upkeep.entries()
+    lines = [
+        (entry.key, entry.what or "-", entry.state, size(entry.bytes), f"{duration(time.time() - entry.used)} ago")
+        for entry in found
+    ]
+    print_table([("artifact", "what", "state", "size", "last used"), *lines])
+    print(f"\n{len(found)} artifacts, {size(sum(entry.bytes for entry in found))} in {store.root()}")
+    return 0
+
+
+def _store_verify(options: argparse.Namespace) -> int:
+    use_store(options)
+    from onestep_bench.store import upkeep
+
+    damages = list(upkeep.damages())
+    for entry, wrong in damages:
+        print(f"damaged: {entry.key}: {', '.join(wrong) or 'set aside earlier'}")
+    print(f"{len(upkeep.entries())} artifacts, {len(damages)} damaged; a run makes again what it needs of them")
+    return 1 if damages else 0
+
+
+def _store_gc(options: argparse.Namespace) -> int:
+    use_store(options)
+    from onestep_bench.store import upkeep
+
+    useless = upkeep.garbage(options.unused)
+    gone = [entry for entry in useless if options.dry_run or upkeep.remove(entry)]
+    for entry in gone:
+        print(f"{entry.state}: {entry.key}, {size(entry.bytes)}")
+    verb = "would go" if options.dry_run else "removed"
+    print(f"{len(gone)} {verb}, {size(sum(entry.bytes for entry in gone))}")
+    return 0

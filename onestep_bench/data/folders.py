@@ -1,0 +1,95 @@
+"""Folders, zips and tars of images as arrays, with the labels of their dataset.json."""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from onestep_bench.data.archives import Archive, decode, describe, image_names, opened
+from onestep_bench.data.registry import Arrays
+from onestep_bench.errors import OnestepError
+from onestep_bench.store.files import replacing
+
+_CLASSES = 10**6
+_MAPPED = 1 << 26  # bytes from which on decoded images are mapped from a file
+
+
+def read_source(source: Path) -> Arrays:
+    """All images of a folder, zip or tar, and their labels. Raises OnestepError for what is damaged or unlike."""
+    with opened(source) as archive:
+        files = image_names(source, archive.files)
+        return _read_images(archive, files), read_labels(archive, files)
+
+
+def read_labels(archive: Archive, images: list[str]) -> np.ndarray | None:
+    """Labels (n,) int64 of the named images, by the archive's dataset.json; None where it has none.
+
+    Raises OnestepError for a dataset.json that is damaged, or does not give every image one whole number.
+    """
+    if "dataset.json" not in archive.files:
+        return None
+    source = archive.path
+    try:
+        pairs = json.loads(archive.read("dataset.json"))["labels"]
+        if pairs is None:
+            return None
+        labels = {file: label for file, label in pairs}
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise OnestepError(f'{source}: dataset.json is not {{"labels": [[file, int], ...]}}; write it so') from error
+    odd = next((file for file, label in labels.items() if type(label) is not int or not 0 <= label < _CLASSES), None)
+    if odd is not None:
+        told = repr(labels[odd])[:40]
+        raise OnestepError(f"{source}: the label of {odd} is {told}; labels are integers from 0, below a million")
+    unmatched = sorted(set(images) ^ labels.keys())
+    if unmatched or len(pairs) != len(images):
+        example = f" ({unmatched[0]} has no partner)" if unmatched else ""
+        raise OnestepError(f"{source} has {len(images)} images but {len(pairs)} labels{example}; mend dataset.json")
+    return np.array([labels[file] for file in images], np.int64)
+
+
+def _read_images(archive: Archive, files: list[str]) -> np.ndarray:
+    """All images in one array (n, c, h, w), in memory if it is small.
+
+    A larger set is decoded once into a file and mapped from there: it needs no memory of its own, starts at once the
+    second time, and is shared by all processes of a machine. The file is named by the content of the archive.
+    """
+    first = decode(archive.path, files[0], archive.read)
+    height, width = first.shape[1:]
+    if height != width:
+        raise OnestepError(f"{archive.path}: {files[0]} is {width}x{height}; images must be square, so crop them first")
+    shape = (len(files), *first.shape)
+    if first.size * len(files) < _MAPPED:
+        images = np.empty(shape, np.uint8)
+        for index, image in enumerate(_alike(archive, files, first)):
+            images[index] = image
+        return images
+    folder = Path(os.environ.get("ONESTEP_CACHE") or "~/.cache/onestep_bench/decoded").expanduser()
+    file = folder / f"{archive.key}.npy"
+    if not _is_array(file, shape):
+        with replacing(file) as temporary, open(temporary, "wb") as out:
+            # Written and not mapped: a full disk is then an error and not a crash.
+            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+            for image in _alike(archive, files, first):
+                out.write(image.tobytes())
+    return np.load(file, mmap_mode="c")  # c: nobody writes to it, but torch wants to be able to
+
+
+def _alike(archive: Archive, files: list[str], first: np.ndarray) -> Iterator[np.ndarray]:
+    """All images in turn, each of the shape of the first."""
+    for file in files:
+        image = decode(archive.path, file, archive.read)
+        if image.shape != first.shape:
+            raise OnestepError(
+                f"{archive.path}: {file} is {describe(image)} but {files[0]} is {describe(first)}; make them all alike"
+            )
+        yield image
+
+
+def _is_array(file: Path, shape: tuple[int, ...]) -> bool:
+    try:
+        found = np.load(file, mmap_mode="r")
+    except (OSError, ValueError, EOFError):
+        return False
+    return found.shape == shape and found.dtype == np.uint8

@@ -1,0 +1,64 @@
+"""A data set from its name or path, checked and hashed."""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from onestep_bench.data import sets  # noqa: F401  (registers them)
+from onestep_bench.data.folders import read_source
+from onestep_bench.data.registry import LOADERS, Dataset
+from onestep_bench.errors import OnestepError, near_miss
+
+
+def names() -> list[str]:
+    """The registered data sets; `load` also takes the path of a zip or folder."""
+    return sorted(LOADERS)
+
+
+def load(name: str, path: Path | str | None = None) -> Dataset:
+    """The training images of a registered data set, of an EDM data set zip, or of a folder or tar of images.
+
+    Files are looked for under `path`, else under the folder that ONESTEP_DATA names, else under
+    ~/.cache/onestep_bench/data. A registered set that is not there is downloaded and its checksum verified.
+    Labels of zips and folders come from their dataset.json (the layout of NVlabs/edm); without it there are none.
+    Raises OnestepError for an unknown name, a missing, damaged or inconsistent file, or a failed download.
+    """
+    if path is not None and not Path(path).expanduser().is_dir():
+        raise OnestepError(f"data folder {path} does not exist; create it or correct the path")
+    root = Path(path or os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
+    if name in LOADERS:
+        return _checked(name, *LOADERS[name](root))
+    source = _find(name, root, here=path is None)
+    return _checked(source.resolve().name.removesuffix(".zip"), *read_source(source))
+
+
+def _checked(name: str, images: np.ndarray, labels: np.ndarray | None) -> Dataset:
+    if labels is not None and len(labels) != len(images):
+        raise OnestepError(f"{name} has {len(images)} images but {len(labels)} labels; fetch its files afresh")
+    labels = None if labels is None else np.asarray(labels, np.int64)
+    digest = digest_of(images.shape, [np.ascontiguousarray(images)], labels)
+    return Dataset(name, torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), digest)
+
+
+def digest_of(shape: tuple[int, ...], pixels: Iterable[np.ndarray], labels: np.ndarray | None) -> str:
+    """`Dataset.digest` of images (n, c, h, w), given as `shape` and their pixels in turn, and labels int64 (n,)."""
+    digest = hashlib.sha256(repr(tuple(shape)).encode())
+    for block in pixels:
+        digest.update(block.data)
+    if labels is not None:
+        digest.update(labels.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _find(name: str, root: Path, *, here: bool) -> Path:
+    candidates = [Path(name).expanduser()] if here else []
+    for candidate in [*candidates, root / name]:
+        if name and candidate.exists():
+            return candidate
+    if "/" in name or name.endswith(".zip"):
+        raise OnestepError(f"no file or folder {name} (looked in {root} too); correct the path or set ONESTEP_DATA")
+    raise OnestepError(f"unknown data set {name!r}{near_miss(name, names())} (or give the path of a zip or folder)")

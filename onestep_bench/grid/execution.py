@@ -1,0 +1,309 @@
+"""One cell to one executed notebook: a papermill process of its own, watched until it ends.
+
+The executed notebook is the only record. It appears under its final name in one rename, stamped with the cell's digest,
+so whatever is killed, at whatever moment, leaves either a whole result or none. Until then everything lies in the
+cell's scratch folder, under a lock that two runs of one grid respect.
+
+Three processes take part: the supervisor (this module's `execute`, inside a Dask worker), papermill (this module as a
+program) and the notebook's kernel. A cell on several devices has one papermill and one kernel per rank, started by
+torchrun.
+"""
+
+import ctypes
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import filelock
+import psutil
+
+from onestep_bench.errors import OnestepError
+from onestep_bench.grid.cells import RUNNING, STAMP, Cell, Status, executed_path, failed_path, scratch_path, status_of
+from onestep_bench.grid.parameters import read_notebook
+from onestep_bench.store.files import write_json
+from onestep_bench.units import duration, size
+
+_POLL = 0.2  # seconds between two looks at a running cell
+_PATIENCE = 2.0  # seconds to wait for a cell that another run executes before trying others
+_KERNEL_START = 300  # seconds; a busy machine can take long
+_GRACE = 10.0  # seconds in which an interrupted notebook may write its traceback
+_clock = time.monotonic
+
+
+def execute(
+    cell: Cell, folder: Path, environment: Mapping[str, str], *, unwanted: Callable[[], bool] = lambda: False
+) -> Status:
+    """Run one cell in processes of its own and wait for them.
+
+    folder: of the executed notebooks. environment: the whole environment of the processes. unwanted: asked again and
+    again; once true, the processes end and no file stays.
+    Returns 'done' or 'failed'; 'busy' if another run is executing this very cell; 'to do' if it became unwanted.
+    """
+    if not cell.notebook.is_file():
+        why = f"{socket.gethostname()} does not see {cell.notebook}; all workers need the runner's file system"
+        return Status(cell, "failed", why=why)
+    scratch = scratch_path(cell, folder)
+    with _held(scratch.with_name(f"{cell.id}.lock")) as held:
+        if not held:
+            return Status(cell, "busy")
+        status = status_of(cell, folder)
+        if status.state == "done":  # by another run, since this one looked
+            return status
+        shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
+        scratch.mkdir()
+        try:
+            return _attempt(cell, folder, scratch, environment, unwanted)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+def file_loss(cell: Cell, folder: Path, why: str) -> Status:
+    """Record the failure of a cell whose supervisor did not live to do so."""
+    scratch = scratch_path(cell, folder)
+    with _held(scratch.with_name(f"{cell.id}.lock")) as held:
+        if held:
+            scratch.mkdir(exist_ok=True)
+            _file(cell, folder, scratch, 0, 0.0, why)
+            shutil.rmtree(scratch)
+    return Status(cell, "failed", why=why)
+
+
+def is_held(lock: Path) -> bool:
+    """Whether a live process, on any machine that sees the file, executes the cell of this lock."""
+    with _held(lock, patience=0) as free:
+        return not free
+
+
+@contextmanager
+def _held(path: Path, patience: float = _PATIENCE) -> Iterator[bool]:
+    """Hold a lock, which the kernel drops when its holder dies; yields False if another holds it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire(timeout=patience)
+    except filelock.Timeout:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        lock.release()
+
+
+def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, str], unwanted: Callable) -> Status:
+    failed_path(cell, folder).unlink(missing_ok=True)
+    write_json(scratch / RUNNING, {"host": socket.gethostname(), "started": time.time()})
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory(prefix="onestep-") as sockets, open(scratch / "log", "wb") as log:
+        job = {"notebook": str(cell.notebook), "parameters": cell.parameters, "ranks": cell.gpus}
+        write_json(scratch / "job.json", {**job, "supervisor": os.getpid(), "sockets": sockets})
+        process = subprocess.Popen(
+            [sys.executable, "-m", "onestep_bench.grid.execution", str(scratch)],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=dict(environment),
+            start_new_session=True,  # the terminal's Ctrl-C is the runner's business alone
+        )
+        try:
+            stopped = _watch(process, cell, unwanted)
+        finally:
+            _kill_tree(process)
+    if stopped is None:
+        return Status(cell, "to do")
+    rank, why = _outcome(scratch, process.returncode)
+    if stopped:
+        why = f"{stopped}; {why}" if why.startswith("KeyboardInterrupt") else stopped
+    _file(cell, folder, scratch, rank, time.perf_counter() - started, why)
+    return status_of(cell, folder)
+
+
+def _watch(process: subprocess.Popen, cell: Cell, unwanted: Callable[[], bool]) -> str | None:
+    """Wait for the end; returns why it was brought about, '' if it came by itself, None if the cell is unwanted."""
+    started = _clock()
+    while not _ended(process, _POLL):
+        if unwanted():
+            return None
+        if cell.limit and _clock() - started > cell.limit:
+            _interrupt(process)
+            return f"hung: ended at its limit of {duration(cell.limit)}"
+        if cell.memory and (used := _memory(process)) > cell.memory:
+            return f"out of memory: ended at {size(used)}, its bound is {size(cell.memory)}"
+    return ""
+
+
+def _ended(process: subprocess.Popen, patience: float) -> bool:
+    """Whether the process ends within so many seconds."""
+    try:
+        process.wait(patience)
+    except subprocess.TimeoutExpired:
+        return False
+    return True
+
+
+def _tree(process: subprocess.Popen) -> list[psutil.Process]:
+    """A process and all its descendants, as far as they are still there."""
+    if process.poll() is not None:
+        return []
+    try:
+        top = psutil.Process(process.pid)
+        return [top, *top.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def _memory(process: subprocess.Popen) -> int:
+    total = 0
+    for part in _tree(process):
+        try:
+            total += part.memory_info().rss
+        except psutil.NoSuchProcess:
+            continue
+    return total
+
+
+def _interrupt(process: subprocess.Popen) -> None:
+    """Interrupt the kernels, so that the traceback of where it hung gets into the notebook; wait a little for that."""
+    for part in _tree(process):
+        try:
+            if "ipykernel_launcher" in part.cmdline():
+                part.send_signal(signal.SIGINT)
+        except psutil.NoSuchProcess:
+            continue
+    _ended(process, _GRACE)
+
+
+def _kill_tree(process: subprocess.Popen) -> None:
+    """Kernels have sessions of their own, so a signal to the process group would miss them."""
+    for part in _tree(process):
+        try:
+            part.kill()
+        except psutil.NoSuchProcess:
+            continue
+    process.wait()
+
+
+def _outcome(scratch: Path, returncode: int) -> tuple[int, str]:
+    """The rank whose notebook tells the story, and what went wrong in one line, or nothing.
+
+    One rank's mistake makes torchrun end the others, so it is the first failure that tells.
+    """
+    outcomes = [json.loads(path.read_text()) for path in scratch.glob("outcome-*.json")]
+    failures = sorted((outcome for outcome in outcomes if outcome["why"]), key=lambda outcome: outcome["time"])
+    if failures:
+        rank, why = failures[0]["rank"], failures[0]["why"]
+        return rank, f"rank {rank}: {why}" if rank else why
+    return 0, _cause_of_death(returncode, scratch / "log") if returncode else ""
+
+
+def _cause_of_death(returncode: int, log: Path) -> str:
+    if returncode < 0:
+        hint = " (out of memory?)" if returncode == -signal.SIGKILL else ""
+        return f"its process was ended by {signal.Signals(-returncode).name}{hint}"
+    lines = log.read_text(errors="replace").split("\n")
+    return next((line.strip() for line in reversed(lines) if line.strip()), f"its process exited with {returncode}")
+
+
+def _file(cell: Cell, folder: Path, scratch: Path, rank: int, seconds: float, why: str) -> None:
+    """Stamp a rank's notebook and give it its name: the finished cell's, or if there is a `why` the failed one's."""
+    try:
+        notebook = read_notebook(_partial_path(scratch, rank))
+    except OnestepError:  # it died before papermill wrote anything, or while it wrote
+        notebook = read_notebook(cell.notebook)
+    for key in ("input_path", "output_path"):  # absolute, and of the partial file: misleading anywhere else
+        notebook["metadata"].get("papermill", {}).pop(key, None)
+    notebook["metadata"][STAMP] = {
+        "cell": cell.id,
+        "stage": cell.stage,
+        "parameters": cell.parameters,
+        "digest": cell.digest,
+        "seconds": round(seconds, 3),
+        "why": why,
+    }
+    whole = scratch / "whole.ipynb"
+    write_json(whole, notebook)
+    os.replace(whole, failed_path(cell, folder) if why else executed_path(cell, folder))
+
+
+def _partial_path(scratch: Path, rank: int) -> Path:
+    return scratch / f"partial-{rank}.ipynb"
+
+
+# ---- inside the process ----------------------------------------------------------------------------------------------
+
+
+def main(scratch: Path, *, rank: int | None = None) -> int:
+    """Execute the notebook of a scratch folder; the exit code. rank: None in the process the supervisor started."""
+    job = json.loads((scratch / "job.json").read_text())
+    if rank is None:
+        _die_with(job["supervisor"])
+        if job["ranks"] > 1:
+            _become_torchrun(job["ranks"], scratch)
+    else:
+        _die_with(os.getppid())
+    connection = Path(job["sockets"]) / f"kernel-{rank or 0}.json"
+    why = _papermill(Path(job["notebook"]), _partial_path(scratch, rank or 0), job["parameters"], connection)
+    write_json(scratch / f"outcome-{rank or 0}.json", {"rank": rank or 0, "why": why, "time": time.time()})
+    return 1 if why else 0
+
+
+def _become_torchrun(ranks: int, scratch: Path) -> None:
+    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
+    os.execv(sys.executable, [*words, "-m", "onestep_bench.grid.execution", str(scratch), "rank"])
+
+
+def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path) -> str:
+    """Execute the notebook; returns what went wrong in one line, or nothing."""
+    import papermill
+    from traitlets.config import Config
+
+    # Kernels that start at one time take each other's TCP ports, now and then. Sockets are files, in a folder of their
+    # own; their paths must not be long.
+    manager = {"transport": "ipc", "connection_file": str(connection)} if len(str(connection)) < 90 else {}
+    try:
+        papermill.execute_notebook(
+            notebook,
+            partial,
+            parameters,
+            cwd=notebook.parent,
+            progress_bar=False,
+            start_timeout=_KERNEL_START,
+            config=Config({"KernelManager": manager}),
+        )
+    except papermill.PapermillExecutionError as error:
+        return _first_line(f"{error.ename}: {error.evalue}")
+    except Exception as error:  # a dead kernel, a missing kernel spec, a full disk: recorded as this cell's failure
+        hint = " (it exited, was killed, or ran out of memory)" if type(error).__name__ == "DeadKernelError" else ""
+        return _first_line(f"{type(error).__name__}: {error}") + hint
+    return ""
+
+
+def _first_line(text: str) -> str:
+    return text.strip().split("\n")[0].rstrip(": ")
+
+
+def _die_with(parent: int) -> None:
+    """Let the kernel end this process when its parent dies, even by kill -9; ipykernel follows its own parent.
+
+    Without it the orphan would go on writing files that the next run believes to be its own. Elsewhere than on Linux
+    there is no such call, and an orphan finishes its cell.
+    """
+    if sys.platform != "linux":
+        return
+    pr_set_pdeathsig = 1
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+    if os.getppid() != parent:  # it died before the call
+        os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1]), rank=int(os.environ["RANK"]) if sys.argv[2:] else None))

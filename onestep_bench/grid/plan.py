@@ -1,0 +1,295 @@
+"""`params/*.yaml` to cells: which notebooks run with which parameters, and which of them already did.
+
+Planning reads YAML and notebook JSON only: no torch, no pandas, no papermill, so that a thousand cells are planned, and
+every mistake in them found, in less than a second and before anything runs.
+"""
+
+import hashlib
+import itertools
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from graphlib import CycleError, TopologicalSorter
+from pathlib import Path
+from urllib.parse import quote
+
+import yaml
+
+from onestep_bench import __version__
+from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.grid.cells import Cell, Grid
+from onestep_bench.grid.parameters import Notebook, checked, kind
+from onestep_bench.units import bytes_of, seconds_of
+
+_TOP_KEYS = ("name", "title", "dataset", "defaults", "limit", "memory", "stages")
+_STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
+# File names hold 255 bytes; the partial file adds a dot and '.partial.ipynb', its replacement a random suffix.
+_LONGEST_ID = 200
+
+
+def read_grid(path: Path | str, *, notebooks: Path | str | None = None, out: Path | str | None = None) -> Grid:
+    """Plan the grid that a YAML file describes.
+
+    notebooks: folder of the notebooks (default: `notebooks` beside the YAML's folder). out: where results go (default:
+    `reports/NAME` beside the YAML's folder). Raises OnestepError, naming file, stage and key, at the first mistake.
+    """
+    path = Path(path)
+    document = _read_yaml(path)
+    _refuse_unknown(document, _TOP_KEYS, f"{path}: ")
+    house = path.absolute().parent.parent
+    folder = Path(notebooks).absolute() if notebooks else house / "notebooks"
+    stages = _read_stages(document, path, folder)
+    name = _folder_name(document.get("name"), path)
+    return Grid(
+        name=name,
+        title=_text_of(document.get("title", name), f"{path}: title"),
+        path=path,
+        out=Path(out).absolute() if out else house / "reports" / name,
+        cells=tuple(_cells(stages, _read_defaults(document, stages, path))),
+    )
+
+
+# ---- YAML ------------------------------------------------------------------------------------------------------------
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
+    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
+
+    def construct_mapping(self, node, deep=False):
+        seen = set()
+        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+def _read_yaml(path: Path) -> dict:
+    try:
+        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except FileNotFoundError as error:
+        hint = near_miss(path.name, _names(path.parent, "*.yaml"))
+        raise OnestepError(f"{path} does not exist{hint}") from error
+    except OSError as error:
+        raise OnestepError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise OnestepError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
+        raise OnestepError(f"{where}: {getattr(error, 'problem', None) or error}") from error
+    return _mapping(document, f"{path}: the file")
+
+
+def _names(folder: Path, pattern: str) -> list[str]:
+    return [path.name for path in folder.glob(pattern) if not path.name.startswith(".")]
+
+
+def _mapping(value: object, what: str) -> dict:
+    if not isinstance(value, dict):
+        raise OnestepError(f"{what} must be a mapping (key: value), not {kind(value)}")
+    return value
+
+
+def _text_of(value: object, what: str) -> str:
+    if not isinstance(value, str) or not value.strip():
+        raise OnestepError(f"{what} must be text, not {kind(value)}")
+    return value
+
+
+def _refuse_unknown(mapping: dict, known: tuple[str, ...], where: str) -> None:
+    for key in mapping:
+        if key not in known:
+            raise OnestepError(f"{where}unknown key {key!r}{near_miss(str(key), known)}")
+
+
+def _folder_name(name: object, path: Path) -> str:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise OnestepError(f"{path}: name must be letters, digits, '-' and '_' (it names a folder), not {kind(name)}")
+    return name
+
+
+# ---- stages ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Stage:
+    name: str
+    where: str  # how an error message begins
+    notebook: Notebook
+    needs: tuple[str, ...]
+    parameters: dict
+    over: dict[str, list]
+    bounds: dict  # gpus, limit and memory of its cells
+    cells: list[Cell] = field(default_factory=list)
+
+    @property
+    def axes(self) -> Iterator[dict]:
+        """One dict per point of the cartesian product of the `over` lists."""
+        return (dict(zip(self.over, values, strict=True)) for values in itertools.product(*self.over.values()))
+
+
+def _read_stages(document: dict, path: Path, folder: Path) -> dict[str, _Stage]:
+    """Stages by name, each after those it needs."""
+    raw = _mapping(document.get("stages"), f"{path}: stages")
+    if not raw:
+        raise OnestepError(f"{path}: stages is empty; name at least one")
+    if not folder.is_dir():
+        raise OnestepError(f"{path}: no notebooks folder at {folder}; name another with --notebooks")
+    notebooks: dict[str, Notebook] = {}
+    common = _read_bounds(document, f"{path}: ")
+    stages = {name: _read_stage(name, value, path, folder, notebooks, common) for name, value in raw.items()}
+    for stage in stages.values():
+        for need in stage.needs:
+            if need not in stages:
+                raise OnestepError(f"{stage.where}needs unknown stage {need!r}{near_miss(str(need), stages)}")
+    try:
+        order = list(TopologicalSorter({name: stage.needs for name, stage in stages.items()}).static_order())
+    except CycleError as error:
+        # graphlib lists each stage before the one that needs it.
+        circle = " needs ".join(reversed(error.args[1]))
+        raise OnestepError(f"{path}: stages need each other in a circle: {circle}") from error
+    return {name: stages[name] for name in order}
+
+
+def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks: dict, common: dict) -> _Stage:
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise OnestepError(f"{path}: stage name {name!r} must be letters, digits, '-' and '_' (it names files)")
+    where = f"{path}: stage {name!r}: "
+    value = _mapping(value, f"{path}: stage {name!r}")
+    _refuse_unknown(value, _STAGE_KEYS, where)
+    file = _text_of(value.get("notebook"), f"{where}notebook")
+    if not (folder / file).is_file():
+        raise OnestepError(f"{where}no notebook {file!r} in {folder}{near_miss(file, _names(folder, '*.ipynb'))}")
+    if file not in notebooks:
+        notebooks[file] = Notebook.read(folder / file)
+    declared = notebooks[file].declared
+    parameters = _mapping(value.get("parameters", {}), f"{where}parameters")
+    over = _mapping(value.get("over", {}), f"{where}over")
+    return _Stage(
+        name=name,
+        where=where,
+        notebook=notebooks[file],
+        needs=_read_needs(value.get("needs", []), where),
+        parameters={key: checked(key, given, declared, file, where) for key, given in parameters.items()},
+        over={key: _read_axis(key, values, parameters, declared, file, where) for key, values in over.items()},
+        bounds={**common, **_read_bounds(value, where)},
+    )
+
+
+def _read_bounds(mapping: dict, where: str) -> dict:
+    """gpus, limit and memory, of those that stand in the mapping."""
+    bounds = {}
+    for key, read, wanted in (
+        ("gpus", _whole_number, "a whole number of 1 or more"),
+        ("limit", seconds_of, "seconds, or a time such as 90s, 10min, 2h"),
+        ("memory", bytes_of, "bytes, or a size such as 800MB, 8GB"),
+    ):
+        if key not in mapping:
+            continue
+        bounds[key] = read(mapping[key])
+        if bounds[key] is None:
+            raise OnestepError(f"{where}{key} must be {wanted}, not {kind(mapping[key])}")
+    return bounds
+
+
+def _whole_number(value: object) -> int | None:
+    return value if type(value) is int and value > 0 else None
+
+
+def _read_needs(needs: object, where: str) -> tuple[str, ...]:
+    if not isinstance(needs, list):
+        raise OnestepError(f"{where}needs must be a list of stage names, not {kind(needs)}")
+    return tuple(dict.fromkeys(str(need) for need in needs))
+
+
+def _read_axis(key: str, values: object, parameters: dict, declared: dict, file: str, where: str) -> list:
+    if not isinstance(values, list) or not values:
+        raise OnestepError(f"{where}over: {key!r} must be a list of one or more values, not {kind(values)}")
+    if key in parameters:
+        raise OnestepError(f"{where}{key!r} stands in both `parameters` and `over`; keep one")
+    return [checked(key, value, declared, file, where) for value in values]
+
+
+def _read_defaults(document: dict, stages: dict[str, _Stage], path: Path) -> dict:
+    """The parameters for every stage whose notebook declares them; `dataset: x` at the top is short for one of them."""
+    defaults = dict(_mapping(document.get("defaults", {}), f"{path}: defaults"))
+    if "dataset" in document and defaults.setdefault("dataset", document["dataset"]) != document["dataset"]:
+        raise OnestepError(f"{path}: `dataset` and `defaults: dataset` differ; keep one")
+    declared = {key for stage in stages.values() for key in stage.notebook.declared}
+    for key in defaults:
+        if key not in declared:
+            raise OnestepError(f"{path}: defaults: no notebook declares {key!r}{near_miss(str(key), declared)}")
+    return defaults
+
+
+# ---- cells -----------------------------------------------------------------------------------------------------------
+
+
+def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
+    twins: dict[str, str] = {}
+    for stage in stages.values():
+        declared, file = stage.notebook.declared, stage.notebook.path.name
+        common = {
+            key: checked(key, value, declared, file, f"{stage.where}defaults: ")
+            for key, value in defaults.items()
+            if key in declared
+        }
+        needed = [_by_shared_axes(stages[need], stage) for need in stage.needs]
+        for point in stage.axes:
+            cell = _cell(stage, {**common, **stage.parameters}, point, needed)
+            # Equal digests would do the same work twice; equal ids (text '1' and number 1) would share one file.
+            twin = twins.get(cell.digest) or twins.get(cell.id)
+            if twin:
+                raise OnestepError(f"{stage.where}cells {twin} and {cell.id} are the same run of {file}; remove one")
+            twins[cell.digest] = twins[cell.id] = cell.id
+            stage.cells.append(cell)
+            yield cell
+
+
+def _cell(stage: _Stage, parameters: dict, point: dict, needed: list["_Needed"]) -> Cell:
+    parameters = {**parameters, **point}
+    name = "-".join([stage.name, *(f"{key}={_file_text(value)}" for key, value in point.items())])
+    if len(name) > _LONGEST_ID:
+        raise OnestepError(f"{stage.where}cell id {name[:60]}... has {len(name)} characters; use fewer or shorter axes")
+    needs = tuple(cell_id for table in needed for cell_id in table.matching(point, stage.where))
+    everything = [__version__, stage.notebook.code, {**stage.notebook.declared, **parameters}]
+    digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
+    return Cell(stage.name, stage.notebook.path, parameters, needs, name, digest, **stage.bounds)
+
+
+@dataclass(frozen=True)
+class _Needed:
+    """Cells of a needed stage, by their values on the axes it shares with the stage that needs it."""
+
+    stage: str
+    shared: tuple[str, ...]
+    ids: dict[str, list[str]]
+
+    def matching(self, point: dict, where: str) -> list[str]:
+        key = _shared_key(point, self.shared)
+        if key not in self.ids:
+            values = ", ".join(f"{axis}={point[axis]!r}" for axis in self.shared)
+            raise OnestepError(f"{where}needs stage {self.stage!r}, which has no cell with {values}")
+        return self.ids[key]
+
+
+def _by_shared_axes(needed: _Stage, needy: _Stage) -> _Needed:
+    shared = tuple(axis for axis in needed.over if axis in needy.over)
+    ids: dict[str, list[str]] = {}
+    for cell in needed.cells:
+        ids.setdefault(_shared_key(cell.parameters, shared), []).append(cell.id)
+    return _Needed(needed.name, shared, ids)
+
+
+def _shared_key(values: dict, shared: tuple[str, ...]) -> str:
+    return json.dumps([values[axis] for axis in shared], sort_keys=True)
+
+
+def _file_text(value: object) -> str:
+    """Readable, unique and safe in a file name and a URL path alike."""
+    if isinstance(value, list):
+        return ",".join(_file_text(element) for element in value)
+    return quote(value if isinstance(value, str) else json.dumps(value, sort_keys=True), safe="")

@@ -1,0 +1,115 @@
+"""Trained models and pairs as a notebook holds them: an artifact, and what can be asked of it."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from safetensors import safe_open
+from safetensors.torch import load_file
+from torch import Tensor
+
+from onestep_bench import paths, store
+from onestep_bench.denoiser import Denoiser
+from onestep_bench.models import checkpoints
+from onestep_bench.seeds import sample_labels, sample_noise
+from onestep_bench.training.ranks import device
+from onestep_bench.training.state import LogRow
+
+FOREIGN = "foreign"  # in place of a method's name: a model that was not trained here
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained model: its artifact, and what a notebook asks of it. path: the one it is seen on, if not its own."""
+
+    artifact: store.Artifact
+    path: paths.Path | None = None
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        """The weights' average (EMA), on `device()`, in eval mode."""
+        denoiser = checkpoints.load(self.artifact.folder, str(device()))
+        return denoiser.on(self.path).eval() if self.path else denoiser
+
+    def on(self, path: paths.Path) -> "Model":
+        """The same model seen, sampled and scored on another path."""
+        return Model(self.artifact, path)
+
+    @property
+    def name(self) -> str:
+        """Store key, and a digest of the path if it is seen on another than its own: what a score row is a score of."""
+        if not self.path:
+            return self.artifact.key
+        spec = json.dumps(self.path.spec(), sort_keys=True).encode()
+        return f"{self.artifact.key}@{self.path.name}-{hashlib.sha256(spec).hexdigest()[:8]}"
+
+    @cached_property
+    def history(self) -> list[LogRow]:
+        """Log rows of the training run."""
+        return [LogRow(**row) for row in json.loads((self.artifact.folder / "log.json").read_text())]
+
+    @property
+    def size(self) -> str:
+        """Named network size."""
+        return self.artifact.recipe["size"]
+
+    @property
+    def class_counts(self) -> list[int]:
+        """Images of each class it was trained on, in whose proportion samples are labelled; empty if unconditional."""
+        return self.artifact.recipe["class_counts"]
+
+    @property
+    def spent(self) -> dict:
+        """{kimg, seconds} of the whole lineage; None each where part of it was not trained here."""
+        if any(artifact.recipe.get("method") == FOREIGN for artifact in self.artifact.lineage()):
+            return {"kimg": None, "seconds": None}
+        return self.artifact.cost()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of its images."""
+        config = checkpoints.describe(self.artifact.folder)["network"]
+        return config["in_channels"], config["img_resolution"], config["img_resolution"]
+
+    def labels(self, indices: Sequence[int], seed: int = 0) -> Tensor | None:
+        """Classes (n,) int64 that `sample` gives the images of these indices; None for an unconditional model.
+
+        For a notebook that calls `denoiser` itself.
+        """
+        labels = sample_labels(seed, indices, self.class_counts, "sample")
+        return None if labels is None else labels.to(device())
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pairs (noise, image) of a teacher."""
+
+    artifact: store.Artifact
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(n, c, h, w) float32, as the sampler left them."""
+        return load_file(self.artifact.folder / "images.safetensors")["images"]
+
+    @cached_property
+    def shape(self) -> tuple[int, int, int]:
+        """(channels, height, width) of an image."""
+        with safe_open(self.artifact.folder / "images.safetensors", "pt") as file:
+            return tuple(file.get_slice("images").get_shape()[1:])
+
+    @property
+    def noise(self) -> Tensor:
+        """(n, c, h, w) standard normal: made again from the seed, so it need not be stored."""
+        return sample_noise(self.artifact.recipe["seed"], range(len(self.images)), self.images.shape[1:], "pairs")
+
+    @property
+    def class_counts(self) -> list[int]:
+        """As `Model.class_counts`, of the teacher."""
+        return self.artifact.recipe["class_counts"]
+
+    @property
+    def labels(self) -> Tensor | None:
+        """(n,) int64, or None for an unconditional teacher."""
+        return sample_labels(self.artifact.recipe["seed"], range(len(self.images)), self.class_counts, "pairs")

@@ -1,0 +1,76 @@
+"""Sample strips to one sheet: the same noise through every model."""
+
+import base64
+import io
+from itertools import pairwise
+
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.figure import Figure
+from PIL import Image
+
+from onestep_bench.errors import OnestepError
+from onestep_bench.report.figures import MUTED, styled
+from onestep_bench.report.tables import is_teacher, strip_order
+
+COLUMNS = 16  # images of a strip that are shown
+
+
+@styled
+def sample_sheet(strips: list[dict]) -> Figure:
+    """Samples of every model from the same noise: one row per (label, size, steps), teachers with many steps first.
+
+    strips: as `read_strips` returns them. Every sample pixel is a whole square of figure pixels.
+    Raises OnestepError for no strips, or strips of more than one data set.
+    """
+    if not strips:
+        raise OnestepError("nothing to draw: no sample strips")
+    datasets = sorted({strip["dataset"] for strip in strips})
+    if len(datasets) > 1:
+        raise OnestepError(
+            f"sample strips of {len(datasets)} data sets do not share their noise ({', '.join(datasets)})"
+        )
+    strips = sorted(strips, key=strip_order)
+    images = [_enlarged(strip["png"]) for strip in strips]
+    names = [
+        f"{strip['label']}, {strip['size']}\n{strip['steps']} step{'s' * (strip['steps'] > 1)}" for strip in strips
+    ]
+    dpi, foot = 200, 50
+    text = 12 * max(len(line) for name in names for line in name.split("\n")) + 24  # 7 point letters
+    gaps = [8 if _same_model(*pair) else 22 for pair in pairwise(strips)] + [8]
+    width = text + max(image.shape[1] for image in images)
+    height = sum(image.shape[0] for image in images) + sum(gaps) + foot
+    figure = plt.figure(figsize=(width / dpi, height / dpi), dpi=dpi)
+    plt.close(figure)
+    top = 0
+    for name, image, gap in zip(names, images, gaps, strict=True):
+        rows, columns = image.shape[:2]
+        axes = figure.add_axes((text / width, 1 - (top + rows) / height, columns / width, rows / height))
+        axes.imshow(image, interpolation="nearest", aspect="auto")
+        axes.set_axis_off()
+        figure.text((text - 16) / width, 1 - (top + rows / 2) / height, name, ha="right", va="center", fontsize=7)
+        top += rows + gap
+    figure.text(text / width, 0.3 * foot / height, "One column, one noise.", fontsize=6.5, color=MUTED)
+    return figure
+
+
+def _same_model(one: dict, other: dict) -> bool:
+    if is_teacher(one["label"]) and is_teacher(other["label"]):
+        return one["steps"] == other["steps"]
+    return (one["label"], one["size"]) == (other["label"], other["size"])
+
+
+def _enlarged(png: str, target: int = 80) -> np.ndarray:
+    """The images of a strip, at most `COLUMNS`, enlarged by a whole factor and set apart by white."""
+    strip = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    side = strip.height
+    factor = max(1, round(target / side))
+    count = min(COLUMNS, max(1, strip.width // side))
+    gap = 6
+    sheet = Image.new("RGB", (count * (side * factor + gap) - gap, side * factor), "white")
+    for i in range(count):
+        image = strip.crop((i * side, 0, (i + 1) * side, side))
+        sheet.paste(
+            image.resize((side * factor, side * factor), Image.Resampling.NEAREST), (i * (side * factor + gap), 0)
+        )
+    return np.asarray(sheet)

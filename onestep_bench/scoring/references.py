@@ -1,0 +1,150 @@
+"""Who judges, and against what: extractors by name, and references judged once and kept in the store."""
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from onestep_bench import store
+from onestep_bench.data import pickles
+from onestep_bench.data.registry import Dataset
+from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.models import cost
+from onestep_bench.scoring import judges, judging
+from onestep_bench.scoring.judges import FeatureExtractor, classifier
+from onestep_bench.scoring.judging import Judged
+from onestep_bench.store.files import file_digest, replacing
+from onestep_bench.training.ranks import device, device_name
+
+# What EDM2's reference files call the statistics of each judge; EDM's older files hold those of Inception alone.
+_KEYS = {"inception": "fid", "inception-legacy": "fid", "dinov2": "fd_dinov2"}
+
+
+def names() -> list[str]:
+    """All judges."""
+    return sorted([*judges.names(), "classifier"])
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """A file of published reference statistics (mu, sigma), in place of the images of a data set.
+
+    name: the data set. path: .npz, or .pkl of numpy arrays, as NVlabs/edm and edm2 publish them.
+    """
+
+    name: str
+    path: Path
+
+    @cached_property
+    def digest(self) -> str:
+        """16 hexadecimal digits of the file."""
+        return _readable(file_digest, self.path)[:16]
+
+
+def judge(name: str, against: Dataset | Statistics) -> FeatureExtractor:
+    """The judge of that name on `device()`. `classifier` is trained on `against`, or found in the store.
+
+    Raises OnestepError for an unknown name, damaged or missing weights, and a classifier without labelled images.
+    """
+    if name not in names():
+        raise OnestepError(f"unknown feature extractor {name!r}{near_miss(name, names())}")
+    return _classifier(against) if name == "classifier" else judges.load_extractor(name, device())
+
+
+def _classifier(data: Dataset | Statistics) -> FeatureExtractor:
+    if not isinstance(data, Dataset) or data.labels is None:
+        raise OnestepError(f"the 'classifier' judge learns from labelled images, and {data.name} has no labels here")
+    recipe = {
+        "method": "judge",
+        "version": classifier.VERSION,
+        "data": data.digest,
+        "steps": classifier.steps_for(len(data)),
+    }
+
+    def make(folder: Path) -> dict:
+        clock = cost.Stopwatch()
+        network, accuracy = classifier.train(data.images, data.labels, device())
+        state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+        with replacing(folder / "classifier.safetensors") as temporary:
+            save_file(state | {"accuracy": torch.tensor(accuracy, dtype=torch.float64)}, temporary)
+        return {"kimg": recipe["steps"] * classifier.BATCH / 1000, "seconds": clock.seconds, "device": device_name()}
+
+    path = store.memo("judge", recipe, [], make).folder / "classifier.safetensors"
+    state = load_file(path)
+    accuracy = state.pop("accuracy").item()
+    network = classifier.Classifier(data.channels, data.num_classes)
+    network.load_state_dict(state)
+    return classifier.judge(
+        network,
+        trained_on=f"{data.name}@{data.digest}",
+        accuracy=accuracy,
+        digest=file_digest(path),
+        shape=data.shape,
+        device=device(),
+    )
+
+
+def reference(extractor: FeatureExtractor, against: Dataset | Statistics) -> Judged:
+    """What the judge makes of the reference. That of images is kept in the store by the hashes of both.
+
+    Raises OnestepError for statistics that are damaged or of another width.
+    """
+    if isinstance(against, Statistics):
+        return _published(extractor, against)
+    recipe = {"version": 1, "extractor": extractor.digest, "protocol": extractor.protocol, "data": against.digest}
+    recipe |= {"kept": judging.KEPT, "device": device().type}
+
+    def make(folder: Path) -> dict:
+        clock = cost.Stopwatch()
+        found = judging.judged(extractor, against.images.split(extractor.batch), len(against))
+        judging.save(found, folder / "reference.safetensors")
+        return {"kimg": 0.0, "seconds": clock.seconds, "device": device_name()}
+
+    return judging.load(store.memo("reference", recipe, [], make).folder / "reference.safetensors")
+
+
+def protocol(extractor: FeatureExtractor, samples: int, against: Dataset | Statistics) -> str:
+    """What two scores must share to be comparable, in one line."""
+    what = f"{len(against)} images" if isinstance(against, Dataset) else "published statistics"
+    return f"{extractor.protocol}; {samples} samples; reference {against.name}@{against.digest}, {what}"
+
+
+def _published(extractor: FeatureExtractor, statistics: Statistics) -> Judged:
+    values = _readable(_read_npz if statistics.path.suffix == ".npz" else _read_pickle, statistics.path)
+    if isinstance(values.get(_KEYS.get(extractor.name)), dict):
+        values = values[_KEYS[extractor.name]]
+    try:
+        mu, cov = (np.asarray(values[key], np.float64) for key in ("mu", "sigma"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise OnestepError(f"{statistics.path} holds no mu and sigma for {extractor.name}; use another file") from error
+    if mu.shape != (extractor.dim,) or cov.shape != (extractor.dim, extractor.dim):
+        raise OnestepError(
+            f"{statistics.path} has mu {mu.shape} and sigma {cov.shape}, but {extractor.name} features have width "
+            f"{extractor.dim}; use statistics of the same judge"
+        )
+    if not (np.isfinite(mu).all() and np.isfinite(cov).all()):
+        raise OnestepError(f"{statistics.path} holds NaN or infinity; fetch it again")
+    return Judged(0, mu, cov)  # of how many images, the file does not say
+
+
+def _read_npz(path: Path) -> dict:
+    with np.load(path, allow_pickle=False) as file:
+        return {key: file[key] for key in file.files}
+
+
+def _read_pickle(path: Path) -> dict:
+    return dict(pickles.read(path))
+
+
+def _readable(read, path: Path):
+    try:
+        return read(path)
+    except OnestepError:
+        raise
+    except OSError as error:
+        raise OnestepError(f"cannot read {path}: {error.strerror or error}; correct the path") from error
+    except Exception as error:  # damaged pickles and zips can raise anything
+        raise OnestepError(f"{path} is damaged ({type(error).__name__}); fetch it again") from error

@@ -1,0 +1,161 @@
+"""`fit`: the one training loop, a generator of log rows.
+
+It owns what methods have in common: optimisers, EMA, warm-up and decay, clipping, accumulation, precision, compile,
+checkpoints, exact resume, several ranks, and the stop at a loss that is no number. A method only yields losses.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import nullcontext
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from onestep_bench.errors import OnestepError
+from onestep_bench.methods import Adam, Objective
+from onestep_bench.seeds import Draw, seed_for
+from onestep_bench.training import ranks
+from onestep_bench.training.config import TrainConfig
+from onestep_bench.training.source import Source
+from onestep_bench.training.state import LogRow, Run
+
+# Compiling pays for itself after about this many steps.
+COMPILE_STEPS = 1000
+LOG_ROWS = 100
+
+
+def _update_ema(ema: nn.Module, net: nn.Module, step: int, config: TrainConfig) -> None:
+    with torch.no_grad():
+        torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - config.ema_decay(step))
+        for kept, seen in zip(ema.buffers(), net.buffers(), strict=True):
+            kept.copy_(seen)
+
+
+def fit(
+    objective: Objective,
+    nets: dict[str, nn.Module],
+    source: Source,
+    config: TrainConfig,
+    *,
+    seed: int,
+    adams: Mapping[str, Adam] | None = None,
+    ema: nn.Module | None = None,
+    checkpoint: Path | None = None,
+    checkpoint_seconds: float = 60.0,
+    name: str = "fit",
+) -> Iterator[LogRow]:
+    """Train `nets` in place by `objective`; yield about a hundred log rows, those of earlier runs first on resume.
+
+    nets: every trained network by the name under which the objective yields losses; 'student' must be among them.
+    adams: optimiser settings of the networks that do not train with `config`'s own. ema: a copy of the student, made
+    its average. checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
+    All draws are functions of (seed, purpose, step), so that a resumed run ends in the same bits as an uninterrupted
+    one on the same machine. name: what errors call the run.
+
+    Ranks (see `ranks`) train together: each computes its share of the rows of every micro-batch, and all step by the
+    mean gradient, which is that of one process at this batch size up to rounding. Rank 0 alone writes the checkpoint.
+    Raises OnestepError at the first loss that is not finite or explodes, keeping the last good checkpoint; for a batch
+    that the ranks cannot share; and if another rank ends.
+    """
+    _check_shares(config, name)
+    device = next(nets["student"].parameters()).device
+    run = Run(nets, ema, config, adams or {}, device)
+    if checkpoint and checkpoint.exists():
+        run.load(checkpoint)
+    _check_start(run.done)
+    yield from list(run.rows)
+
+    if device.type == "cuda":
+        _speed_up(nets, config)
+    clock, saved = time.monotonic() - run.seconds, time.monotonic()
+    log_every = max(1, config.steps // LOG_ROWS)
+    for step in range(run.done, config.steps):
+        _step(objective, run, source, seed, step, device)
+        if ema is not None:
+            _update_ema(ema, nets["student"], step, config)
+        now = time.monotonic()
+        run.done, run.seconds = step + 1, now - clock
+        last = run.done == config.steps
+        log = last or run.done % log_every == 0
+        save = checkpoint and ranks.leads() and (last or now - saved >= checkpoint_seconds)
+        if log or save:
+            run.check(name, checkpoint)
+        if log:
+            kimg = run.done * config.batch_size / 1000
+            run.rows.append(LogRow(run.done, kimg, run.seconds, config.rate(step), run.watch.means()))
+        if save:
+            run.save(checkpoint)
+            saved = now
+        if log:
+            yield run.rows[-1]
+
+
+def _speed_up(nets: dict[str, nn.Module], config: TrainConfig) -> None:
+    for net in nets.values():
+        net.to(memory_format=torch.channels_last)
+        if config.steps >= COMPILE_STEPS:
+            net.compile()
+
+
+def _step(objective: Objective, run: Run, source: Source, seed: int, step: int, device: torch.device) -> None:
+    """One optimiser step of every network the objective yields a loss for, over all micro-batches."""
+    config = run.config
+    # Dropout draws from the global generators, of which each rank has its own.
+    torch.manual_seed(seed_for(seed, "dropout", step) + ranks.index())
+    draws = _micro_draws(config, seed, step, device)
+    # The objectives of all micro-batches advance together: each network is stepped once, after all of them.
+    losses = [objective(source.batch(draw, config.hflip), draw) for draw in draws]
+    logged: set[str] = set()
+    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
+    while True:
+        names, total = None, 0.0
+        for objective_of_rows in losses:
+            with autocast:
+                item = next(objective_of_rows, None)
+            if item is None:
+                return
+            loss, which = item
+            if names is None:
+                names = (which,) if isinstance(which, str) else which
+                for name in names:
+                    run.optimizers[name].zero_grad(set_to_none=True)
+            (loss / config.accumulate).backward()
+            total = total + loss.detach() / config.accumulate
+        parameters = [parameter for name in names for parameter in run.nets[name].parameters()]
+        ranks.average([total, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
+        run.watch.add(names[0], total, step, logged=names[0] not in logged)
+        logged.add(names[0])
+        for name in names:
+            if config.clip:
+                nn.utils.clip_grad_norm_(run.nets[name].parameters(), config.clip)
+            optimizer = run.optimizers[name]
+            for group in optimizer.param_groups:
+                group["lr"] = config.rate(step) * run.rates[name]
+            optimizer.step()
+
+
+def _micro_draws(config: TrainConfig, seed: int, step: int, device: torch.device) -> list[Draw]:
+    """This rank's rows of each micro-batch."""
+    rows = config.batch_size // config.accumulate
+    own = rows // ranks.count()
+    starts = range(ranks.index() * own, config.batch_size, rows)
+    common = {"batch_size": config.batch_size, "progress": step / config.steps, "device": device}
+    return [Draw(seed, step, rows=slice(at, at + own), first=at == starts[0], **common) for at in starts]
+
+
+def _check_shares(config: TrainConfig, name: str) -> None:
+    if config.batch_size % (config.accumulate * ranks.count()):
+        raise OnestepError(
+            f"{name}: batch_size={config.batch_size} cannot be shared by {ranks.count()} ranks in "
+            f"{config.accumulate} micro-batches; make it a multiple of {config.accumulate * ranks.count()}"
+        )
+
+
+def _check_start(done: int) -> None:
+    """All ranks have read the checkpoint, and read the same one, before rank 0 may write another."""
+    if done != (expected := ranks.shared(done)):
+        raise OnestepError(
+            f"rank {ranks.index()} goes on from step {done} and rank 0 from step {expected}; "
+            "ONESTEP_STORE must be one folder that all ranks see"
+        )

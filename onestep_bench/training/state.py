@@ -1,0 +1,141 @@
+"""What a run of training is at any step: networks, optimisers, average, losses so far; and as a checkpoint."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from onestep_bench.errors import OnestepError
+from onestep_bench.methods import Adam
+from onestep_bench.store.files import replacing
+from onestep_bench.training.config import TrainConfig
+
+# A loss this many times the first one (or this large, if the first is small) will not come back.
+EXPLODED = 1e3
+
+
+@dataclass(frozen=True)
+class LogRow:
+    """A line of the log: training so far, and the mean losses since the last line.
+
+    kimg: thousands of images seen; seconds: measured training time, over all resumptions; losses: by network, of each
+    step the first loss it was given (a regulariser that follows, as GDD's R1, would only blur it).
+    """
+
+    step: int
+    kimg: float
+    seconds: float
+    lr: float
+    losses: dict[str, float]
+
+    @property
+    def loss(self) -> float:
+        """The student's loss."""
+        return self.losses["student"]
+
+
+class LossWatch:
+    """Sums of losses and the step of the first bad one, kept on the device: reading them is the only host sync."""
+
+    def __init__(self, names: list[str], device: torch.device):
+        self.sums = {name: torch.zeros(2, device=device) for name in names}
+        self.limit = {name: torch.full((), -1.0, device=device) for name in names}
+        self.bad = {name: torch.full((), -1, dtype=torch.int64, device=device) for name in names}
+
+    def add(self, name: str, loss: Tensor, step: int, *, logged: bool) -> None:
+        loss = loss.detach().float()
+        if logged:
+            self.sums[name] += torch.stack([loss, torch.ones_like(loss)])
+        limit = torch.where(self.limit[name] < 0, EXPLODED * loss.abs().clamp(min=1), self.limit[name])
+        self.limit[name] = limit
+        fine = loss.isfinite() & (loss.abs() <= limit)
+        self.bad[name] = torch.where(fine | (self.bad[name] >= 0), self.bad[name], step)
+
+    def check(self, method: str, checkpoint: Path | None) -> None:
+        for name, bad in self.bad.items():
+            if (step := int(bad)) >= 0:
+                resumable = checkpoint and checkpoint.exists()
+                kept = f"; the last good checkpoint is kept at {checkpoint}" if resumable else ""
+                raise OnestepError(
+                    f"{method}: the {name} loss was not finite or exploded at step {step}; lower lr or set clip{kept}"
+                )
+
+    def means(self) -> dict[str, float]:
+        means = {name: (total[0] / total[1]).item() for name, total in self.sums.items() if total[1] > 0}
+        for total in self.sums.values():
+            total.zero_()
+        return means
+
+    def state(self) -> dict:
+        return {"sums": self.sums, "limit": self.limit, "bad": self.bad}
+
+    def load(self, state: dict) -> None:
+        for name, values in state.items():
+            setattr(self, name, {key: value.to(self.sums[key].device) for key, value in values.items()})
+
+
+class Run:
+    """All that a checkpoint holds: networks, their optimisers, the EMA, the watch over losses, the log so far."""
+
+    def __init__(
+        self,
+        nets: dict[str, nn.Module],
+        ema: nn.Module | None,
+        config: TrainConfig,
+        adams: Mapping[str, Adam],
+        device: torch.device,
+    ):
+        self.nets, self.ema, self.config = nets, ema, config
+        self.rates = {name: adams[name].rate if name in adams else 1.0 for name in nets}
+        self.optimizers = {
+            name: torch.optim.Adam(
+                net.parameters(), lr=config.lr, betas=adams[name].betas if name in adams else config.betas, fused=True
+            )
+            for name, net in nets.items()
+        }
+        self.watch = LossWatch(list(nets), device)
+        self.rows: list[LogRow] = []
+        self.done, self.seconds = 0, 0.0
+
+    def check(self, method: str, checkpoint: Path | None) -> None:
+        """Raise OnestepError if a loss was bad, or a finite loss had a gradient that spoilt the weights."""
+        self.watch.check(method, checkpoint)
+        for name, net in self.nets.items():
+            finite = torch.stack([parameter.isfinite().all() for parameter in net.parameters()])  # one sync, not many
+            if not finite.all():
+                raise OnestepError(
+                    f"{method}: weights of the {name} were not finite at step {self.done - 1}; lower lr or set clip"
+                )
+
+    def save(self, path: Path) -> None:
+        state = {
+            "config": asdict(self.config),
+            "done": self.done,
+            "seconds": self.seconds,
+            "nets": {name: net.state_dict() for name, net in self.nets.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
+            "ema": None if self.ema is None else self.ema.state_dict(),
+            "watch": self.watch.state(),
+            "rows": [asdict(row) for row in self.rows],
+        }
+        with replacing(path) as temporary:
+            torch.save(state, temporary)
+
+    def load(self, path: Path) -> None:
+        try:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types for a damaged file
+            reason = type(error).__name__
+            raise OnestepError(f"checkpoint {path} is damaged ({reason}); delete it to train afresh") from error
+        if state["config"] != asdict(self.config):
+            raise OnestepError(f"checkpoint {path} is of another configuration; delete it to train afresh")
+        for name, net in self.nets.items():
+            net.load_state_dict(state["nets"][name])
+            self.optimizers[name].load_state_dict(state["optimizers"][name])
+        if self.ema is not None:
+            self.ema.load_state_dict(state["ema"])
+        self.watch.load(state["watch"])
+        self.rows = [LogRow(**row) for row in state["rows"]]
+        self.done, self.seconds = state["done"], state["seconds"]

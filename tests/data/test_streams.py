@@ -1,0 +1,206 @@
+"""Images from anywhere: read as they are, or refused in one line."""
+
+import json
+import zipfile
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from onestep_bench import data, study
+from onestep_bench.cli import evaluate, main
+from onestep_bench.data.streams import images_at
+from onestep_bench.scoring.rows import FIELDS
+
+pytestmark = pytest.mark.usefixtures("store_folder")
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (30, 8, 8, 1), dtype=np.uint8)
+
+
+def save(pixels, path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for index, image in enumerate(PIXELS):
+        save(image, tmp_path / "images" / f"{index // 10}" / f"{index:03d}.png")
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def archive(folder, tmp_path):
+    with zipfile.ZipFile(tmp_path / "images.zip", "w") as file:
+        for image in sorted(folder.rglob("*.png")):
+            file.write(image, image.relative_to(folder))
+    return tmp_path / "images.zip"
+
+
+@pytest.fixture
+def arrays(tmp_path):
+    np.savez(tmp_path / "arrays.npz", PIXELS, np.zeros(30))
+    return tmp_path / "arrays.npz"
+
+
+@pytest.mark.parametrize("kind", ["folder", "archive", "arrays"])
+def test_folder_zip_and_npz_hold_the_same_images(kind, request):
+    source = images_at(request.getfixturevalue(kind))
+    expected = torch.from_numpy(PIXELS).permute(0, 3, 1, 2)
+    for _ in range(2):
+        assert torch.equal(torch.cat(list(source.batches())), expected)
+    assert (len(source), source.shape) == (30, (1, 8, 8))
+
+
+def test_other_names_and_layouts_of_an_npz(tmp_path):
+    np.savez(tmp_path / "grey.npz", images=PIXELS[..., 0])
+    np.savez_compressed(tmp_path / "colour.npz", images=PIXELS.repeat(3, -1))
+    assert images_at(tmp_path / "grey.npz").shape == (1, 8, 8)
+    assert images_at(tmp_path / "colour.npz").shape == (3, 8, 8)
+
+
+# ---- bad inputs
+
+
+def everything(source):
+    return torch.cat(list(images_at(source).batches()))
+
+
+def test_bad_folders_are_one_clear_line(folder, tmp_path, refuses):
+    with refuses("no file or folder", "nowhere"):
+        images_at(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with refuses("empty holds no images"):
+        images_at(tmp_path / "empty")
+    save(PIXELS[0, :4, :4], folder / "1" / "odd.png")
+    with refuses("1/odd.png is 4x4 grey but 0/000.png is 8x8 grey"):
+        everything(folder)
+    save(PIXELS[0].repeat(3, -1), folder / "1" / "odd.png")
+    with refuses("1/odd.png is 8x8 colour"):
+        everything(folder)
+    Image.fromarray(PIXELS[0].repeat(4, -1), "RGBA").save(folder / "1" / "odd.png")
+    with refuses("1/odd.png has mode RGBA"):
+        everything(folder)
+    whole = (folder / "2" / "020.png").read_bytes()
+    (folder / "1" / "odd.png").write_bytes(whole[: len(whole) // 2])
+    with refuses("cannot read image 1/odd.png", "replace or remove it"):
+        everything(folder)
+
+
+def test_bad_archives_are_one_clear_line(archive, tmp_path, refuses):
+    whole = archive.read_bytes()
+    archive.write_bytes(whole[: len(whole) // 2])
+    with refuses("cannot read", "images.zip as a zip"):
+        images_at(archive)
+    (tmp_path / "notes.txt").write_text("no images")
+    with refuses("cannot read", "notes.txt as a zip"):
+        images_at(tmp_path / "notes.txt")
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        ({"images": np.full((4, 8, 8, 3), np.nan)}, "hold NaN"),
+        ({"images": np.zeros((4, 8, 8, 3), np.float32)}, "float32 (4, 8, 8, 3); images are uint8"),
+        (
+            {"images": np.zeros((4, 8, 8, 2), np.uint8)},
+            "uint8 (4, 8, 8, 2); images are uint8 (n, height, width, 1 or 3",
+        ),
+        ({"images": np.zeros((0, 8, 8, 3), np.uint8)}, "holds no images"),
+        ({"pictures": PIXELS}, "no array arr_0 or images, only pictures"),
+        ({"images": np.array([{}])}, "cannot read"),
+    ],
+)
+def test_bad_arrays_are_one_clear_line(content, said, tmp_path, refuses):
+    np.savez(tmp_path / "bad.npz", **content)
+    with refuses("bad.npz", said):
+        images_at(tmp_path / "bad.npz")
+
+
+def test_a_truncated_npz_is_one_clear_line(arrays, refuses):
+    whole = arrays.read_bytes()
+    for size in (0, 10, len(whole) // 2, len(whole) - 5):
+        arrays.write_bytes(whole[:size])
+        with refuses("cannot read", "arrays.npz"):
+            images_at(arrays)
+
+
+# ---- scoring them
+
+
+def test_images_are_scored_by_the_judge_of_models(folder, archive, arrays):
+    digits = data.load("digits")
+    rows = [study.evaluate_images(images_at(path), digits)["rows"][0] for path in (folder, archive, arrays)]
+    assert len({(row["fid"], row["model"], row["protocol"]) for row in rows}) == 1
+    assert rows[0].keys() == FIELDS.keys()
+    assert (rows[0]["label"], rows[0]["samples"], rows[0]["steps"]) == ("images", 30, None)
+    assert rows[0]["protocol"] == (
+        f"digits-cnn@8081f54d896f; no resize; 30 samples; reference digits@{digits.digest}, 1797 images"
+    )
+    few = study.evaluate_images(images_at(folder), digits, samples=10)["rows"][0]
+    assert few["samples"] == 10
+    assert few["model"] != rows[0]["model"]
+
+
+def test_the_command_prints_a_table_and_writes_rows(folder, tmp_path, capsys):
+    output = tmp_path / "rows.json"
+    assert main(["evaluate", str(folder), "--dataset", "digits", "-o", str(output)]) == 0
+    heading, line, warning, told = capsys.readouterr().out.splitlines()
+    assert heading.split()[:4] == ["label", "steps", "NFE", "images"]
+    assert line.split()[:4] == ["images", "-", "-", "30"]
+    assert warning.startswith("warning: 30 samples cannot span 64 features")
+    assert told == f"rows: {output}"
+    (row,) = json.loads(output.read_text())
+    assert row.keys() == FIELDS.keys()
+    assert main(["evaluate", str(folder), "--dataset", "digits", "-o", str(tmp_path / "rows.csv")]) == 0
+    lines = (tmp_path / "rows.csv").read_text().splitlines()
+    assert lines[0] == ",".join(FIELDS)
+    assert len(lines) == 2
+
+
+def test_the_command_scores_a_checkpoint_over_steps_and_seeds(tmp_path, capsys):
+    student = study.train("edm", data.load("digits"), size="0.05M", kimg=0.064, batch_size=8)
+    command = ["evaluate", str(student.artifact.folder), "--dataset", "digits", "--samples", "20", "--label", "mine"]
+    assert main([*command, "--steps", "1", "2", "--seeds", "0", "1", "--sampler", "heun"]) == 0
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert [line[:4] for line in lines[1:3]] == [["mine", "1", "1", "20"], ["mine", "2", "3", "20"]]
+    (tmp_path / "torn").mkdir()
+    (tmp_path / "torn" / "config.json").write_bytes((student.artifact.folder / "config.json").read_bytes())
+    assert main(["evaluate", str(tmp_path / "torn"), "--dataset", "digits"]) == 2
+    assert "holds no whole model" in capsys.readouterr().err
+
+
+def test_published_statistics_from_the_command_line(folder, tmp_path, capsys):
+    np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
+    command = ["evaluate", str(folder), "--dataset", "cifar10", "--reference", str(tmp_path / "stats.npz")]
+    assert main(command) == 0
+    assert capsys.readouterr().out.splitlines()[1].split()[-3:] == ["-", "-", "-"]  # no features to compare with
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dataset", "digits", "--features", "inceptoin"], "unknown feature extractor 'inceptoin'; did you mean"),
+        (["--dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (["--dataset", "digits", "--samples", "1"], "1 samples cannot be scored; a distance needs at least 2"),
+        (["--dataset", "digits", "--samples", "31"], "31 samples were asked for, and images has 30"),
+        (["--dataset", "LARGER"], "images has 8x8x1 images, but the reference larger 16x16x1; choose one of that size"),
+        (["--dataset", "digits", "-o", "rows.txt"], "cannot write rows as rows.txt; name the file .json or .csv"),
+        (["--dataset", "digits", "--reference", "none.npz"], "cannot read none.npz"),
+    ],
+)
+def test_mistakes_on_the_command_line_are_one_line(arguments, said, folder, tmp_path, capsys):
+    save(np.zeros((16, 16, 1), np.uint8), tmp_path / "larger" / "a.png")
+    arguments = [argument.replace("LARGER", str(tmp_path / "larger")) for argument in arguments]
+    assert main(["evaluate", str(folder), *arguments]) == 2
+    errors = capsys.readouterr().err.splitlines()
+    assert errors[-1].startswith("onestep-bench: error: ")
+    assert said in errors[-1]
+
+
+def test_the_table_has_mean_spread_and_minimum():
+    rows = [dict.fromkeys(FIELDS) | {"label": "a", "steps": 1, "fid": fid, "recall": 0.5} for fid in (1.0, 2.0, 6.0)]
+    heading, line = evaluate.table(rows)
+    shown = dict(zip(heading, line, strict=True))
+    assert (shown["FID"], shown["± std"], shown["min"], shown["recall"], shown["KID"]) == ("3", "2.6", "1", "0.5", "-")

@@ -1,0 +1,317 @@
+import base64
+import csv
+import hashlib
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+from tiny import executed, grid_file, notebook, row, strip
+
+from onestep_bench import report
+from onestep_bench.errors import OnestepError
+from onestep_bench.grid.cells import STAMP, executed_path, failed_path
+from onestep_bench.grid.plan import read_grid
+from onestep_bench.report import figures, samples, tables
+from onestep_bench.scoring.rows import FIELDS, LATER, QUALITIES
+
+MODELS = [("teacher (euler)", "0.2M", 2000.0), ("teacher (heun)", "0.2M", 1500.0), ("SlimFlow", "0.05M", 90.0)]
+
+
+def scores(**given) -> list[dict]:
+    return [
+        row(label=label, size=size, steps=steps, seed=seed, fid=fid / steps + seed, model=label, kimg=fid, **given)
+        for label, size, fid in MODELS
+        for steps in (1, 4)
+        for seed in (0, 1, 2)
+    ]
+
+
+def frame(rows: list[dict]) -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=list(FIELDS)).astype({"train_seconds": float})
+
+
+def text_of(figure) -> str:
+    return "\n".join(text.get_text() for text in figure.findobj(mpl.text.Text))
+
+
+# ---- reading
+
+
+def test_rows_come_in_a_fixed_order_and_each_score_once(tmp_path):
+    rows = scores()
+    executed(tmp_path / "a.ipynb", rows[9:])
+    executed(tmp_path / "b.ipynb", rows[::-1])
+    executed(tmp_path / "c.failed.ipynb", [row(fid=-1)])
+    executed(tmp_path / ".d.partial.ipynb", [row(fid=-1)])
+    read = tables.read_rows(tmp_path)
+    assert list(read.columns) == list(FIELDS)
+    assert len(read) == len(rows)
+    assert read["label"].tolist() == ["SlimFlow"] * 6 + ["teacher (euler)"] * 6 + ["teacher (heun)"] * 6
+    assert read["seed"].tolist() == [0, 1, 2] * 6
+
+
+def test_one_model_under_two_protocols_is_two_scores(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(), row(protocol="inception", features="inception")])
+    assert len(tables.read_rows(tmp_path)) == 2
+
+
+def test_two_notebooks_that_disagree_are_named(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(fid=1.0)])
+    executed(tmp_path / "b.ipynb", [row(fid=2.0)])
+    with pytest.raises(OnestepError, match=r"a.ipynb and b.ipynb score one model .* differently: 1.0 and 2.0"):
+        tables.read_rows(tmp_path)
+
+
+def test_rows_of_another_version_are_refused(tmp_path):
+    old = row()
+    del old["weights"]
+    executed(tmp_path / "a.ipynb", [old])
+    with pytest.raises(OnestepError, match=r"a.ipynb: a score row of another version \(differs in: weights\)"):
+        tables.read_rows(tmp_path)
+
+
+def test_strips_are_one_per_model_and_steps_teachers_with_many_steps_first(tmp_path):
+    strips = [
+        strip("SlimFlow", "15.7M", 1),
+        strip("SlimFlow", "2.0M", 1, train_seed=1),
+        strip("SlimFlow", "2.0M", 1),
+        strip("teacher (heun)", "15.7M", 1),
+        strip("teacher (heun)", "15.7M", 16),
+    ]
+    executed(tmp_path / "a.ipynb", [row()], strips)
+    read = tables.read_strips(tmp_path)
+    assert [(one["label"], one["size"], one["steps"]) for one in read] == [
+        ("teacher (heun)", "15.7M", 16),
+        ("teacher (heun)", "15.7M", 1),
+        ("SlimFlow", "2.0M", 1),
+        ("SlimFlow", "15.7M", 1),
+    ]
+    assert read[2]["train_seed"] == 0
+    assert read[2]["dataset"] == "digits"
+
+
+# ---- numbers
+
+
+def test_a_summary_takes_mean_and_spread_over_both_kinds_of_seed():
+    rows = frame(
+        [row(train_seed=a, seed=b, fid=f, model=f"m{a}") for a, b, f in [(0, 0, 1.0), (0, 1, 2.0), (1, 0, 6.0)]]
+    )
+    (line,) = tables.summarise(rows).itertuples(index=False)
+    assert (line.fid_mean, line.fid_min, line.count) == (3.0, 1.0, 3)
+    assert line.fid_std == pytest.approx(np.std([1, 2, 6], ddof=1))
+
+
+def test_a_diverged_seed_does_not_vanish_from_the_mean():
+    (line,) = tables.summarise(frame([row(seed=0, fid=1.0), row(seed=1, fid=float("nan"))])).itertuples(index=False)
+    assert np.isnan(line.fid_mean)
+    assert line.count == 2
+
+
+@pytest.mark.parametrize("change", [{"protocol": "other"}, {"kimg": 1.0}, {"weights": "last"}, {"sampler": "heun"}])
+def test_what_is_not_a_seed_is_never_averaged(change):
+    assert len(tables.summarise(frame([row(fid=1.0), row(fid=2.0, model="m1", **change)]))) == 2
+
+
+def test_the_table_bolds_the_best_of_each_column():
+    html = tables.table(frame(scores(train_seconds=None))).to_html()
+    bold = html[html.index("<style") : html.index("font-weight")]
+    assert "#T_scores_row0_col5" in bold  # best FID is the first line's
+    assert "SlimFlow" in html[html.index("scores_row0_col0") :][:200]
+    assert "–" in html  # not measured
+
+
+# ---- figures
+
+
+@pytest.mark.parametrize("draw", [figures.fid_vs_steps, figures.fid_vs_params, figures.fid_vs_cost, tables.table])
+@pytest.mark.parametrize("change", [{"protocol": "other"}, {"dataset": "cifar10"}])
+def test_two_protocols_never_share_a_plot_or_table(draw, change):
+    with pytest.raises(OnestepError, match="2 protocols cannot be compared"):
+        draw(frame([row(), row(**change)]))
+
+
+@pytest.mark.parametrize("draw", [figures.fid_vs_steps, figures.fid_vs_params, figures.fid_vs_cost, tables.table])
+def test_no_rows_is_nothing_to_draw(draw):
+    with pytest.raises(OnestepError, match="nothing to draw"):
+        draw(frame([]))
+
+
+def test_no_rows_at_the_steps_asked_for_is_nothing_to_draw():
+    with pytest.raises(OnestepError, match=r"nothing to draw: no scores at 3 steps, only at \[1, 4\]"):
+        figures.fid_vs_params(frame(scores()), steps=3)
+
+
+def test_fid_vs_steps_has_a_line_per_model_over_counted_evaluations():
+    rows = [{**one, "nfe": 2 * one["steps"] - 1} if "heun" in one["label"] else one for one in scores()]
+    figure = figures.fid_vs_steps(frame(rows))
+    axes = figure.axes[0]
+    assert axes.get_xlabel() == "network evaluations (NFE)"
+    assert axes.get_ylabel() == "Fréchet distance (digits features), lower is better"
+    assert [tick for tick in axes.get_xticks() if tick in (1, 4, 7)] == [1, 4, 7]
+    assert {text.get_text() for text in axes.get_legend().get_texts()} == {
+        f"{label}, {size}" for label, size, _ in MODELS
+    }
+    assert "n = 3" in text_of(figure)
+    assert row()["protocol"] in text_of(figure).replace("\n", " ")
+
+
+def test_fid_vs_params_shows_one_step_models_and_the_best_teacher_as_a_line():
+    figure = figures.fid_vs_params(frame(scores()))
+    assert {"SlimFlow", "teacher (euler)"} <= set(text_of(figure).split("\n"))
+    assert "teacher (heun), 0.2M, 4 steps: 376" in text_of(figure)
+
+
+def test_a_label_keeps_its_colour_in_every_figure():
+    looks = figures.palette(label for label, _, _ in MODELS)
+    drawn = [draw(frame(scores()), looks=looks) for draw in (figures.fid_vs_steps, figures.fid_vs_cost)]
+    wanted = mpl.colors.to_hex(looks["SlimFlow"][0])
+    for figure in drawn:
+        assert wanted in {mpl.colors.to_hex(line.get_color()) for line in figure.axes[0].get_lines()}
+
+
+def test_published_figures_appear_only_beside_inception_rows_of_their_data_set():
+    real = {"dataset": "cifar10", "features": "inception", "protocol": "clean"}
+    claims = frame(scores(**real))
+    assert "GDD-I" in text_of(figures.fid_vs_params(claims))
+    assert "GDD-I" in text_of(figures.fid_vs_params(frame(scores(**{**real, "features": "inception-legacy"}))))
+    assert "1-Rectified Flow" in text_of(figures.fid_vs_steps(claims))
+    assert "not measured here" in text_of(figures.fid_vs_steps(claims)).replace("\n", " ")
+    assert "GDD-I" not in text_of(figures.fid_vs_params(claims, published=False))
+    assert "GDD-I" not in text_of(figures.fid_vs_params(frame(scores(**{**real, "features": "digits"}))))
+    assert "GDD-I" not in text_of(figures.fid_vs_params(frame(scores(**{**real, "dataset": "digits"}))))
+
+
+def test_a_sample_pixel_is_a_square_of_figure_pixels():
+    one = {**strip("SlimFlow", "0.2M", 1), "dataset": "digits"}
+    file = io.BytesIO()
+    samples.sample_sheet([one]).savefig(file, format="png", dpi="figure")
+    sheet = np.asarray(Image.open(file).convert("L"))
+    original = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["png"]))).convert("L"))
+    left = sheet.shape[1] - (4 * 80 + 3 * 6)
+    assert (sheet[:80, left : left + 80] == np.kron(original[:, :8], np.ones((10, 10), np.uint8))).all()
+
+
+def test_sample_sheets_refuse_nothing_and_two_data_sets():
+    with pytest.raises(OnestepError, match="nothing to draw"):
+        samples.sample_sheet([])
+    with pytest.raises(OnestepError, match="2 data sets"):
+        samples.sample_sheet([{**strip("a", "1M", 1), "dataset": name} for name in ("digits", "cifar10")])
+
+
+# ---- rendering
+
+
+def test_two_renderings_are_equal_byte_for_byte(tmp_path):
+    executed(tmp_path / "in" / "a.ipynb", scores(), [strip("SlimFlow", "0.05M", 1)])
+    prints = []
+    for out in (tmp_path / "one", tmp_path / "two"):
+        report.render(tmp_path / "in", out)
+        prints.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in out.iterdir()})
+    assert prints[0] == prints[1]
+    assert set(prints[0]) == {
+        *(f"fid_vs_{name}.{kind}" for name in ("steps", "params", "cost") for kind in ("png", "svg")),
+        "samples.png",
+        "results.csv",
+        "summary.csv",
+        "report.html",
+    }
+
+
+def test_results_keep_every_digit(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(fid=0.1 + 0.2, versions={"torch": "2.11", "numpy": "2.3"})])
+    report.render(tmp_path)
+    (line,) = csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text()))
+    assert float(line["fid"]) == 0.1 + 0.2
+    assert line["versions"] == '{"numpy": "2.3", "torch": "2.11"}'
+
+
+def test_every_protocol_has_figures_of_its_own_and_stale_ones_go(tmp_path):
+    executed(tmp_path / "a.ipynb", scores())
+    report.render(tmp_path)
+    assert (tmp_path / "fid_vs_steps.png").exists()
+    executed(tmp_path / "b.ipynb", scores(features="inception", protocol="clean"))
+    report.render(tmp_path)
+    assert sorted(file.name for file in tmp_path.glob("fid_vs_steps*.png")) == [
+        "fid_vs_steps-digits-digits.png",
+        "fid_vs_steps-digits-inception.png",
+    ]
+
+
+def test_the_page_of_a_half_finished_grid_says_what_is_missing(tmp_path):
+    grid = three_cells(tmp_path)
+    done, failed, _ = grid.cells
+    finish(executed_path(done, grid.executed), done.digest, scores())
+    finish(failed_path(failed, grid.executed), failed.digest, [], "ValueError: <no luck>")
+    finish(executed_path(grid.cells[2], grid.executed), "older", [row(fid=7777.0)])
+    page = report.render(grid).read_text()
+    assert "1 failed and 1 missing of 3 cells" in page
+    assert 'href="notebooks/model-seed%3D0.ipynb"' in page
+    assert 'href="notebooks/model-seed%3D1.failed.ipynb"' in page
+    assert "ValueError: &lt;no luck&gt;" in page
+    assert "1 executed notebook in the folder belongs to" in page
+    assert "7777" not in page
+    assert ">23.5<" in page  # the mean over three seeds
+    assert row()["protocol"] in page
+    assert row()["device"] in page
+    assert row()["versions"] in page
+    assert page.count("data:image/svg+xml;base64,") == 3
+
+
+def test_a_grid_with_nothing_done_still_has_a_page(tmp_path):
+    page = report.render(three_cells(tmp_path)).read_text()
+    assert "No scores are recorded yet" in page
+    assert "0 failed and 3 missing of 3 cells" in page
+
+
+def test_the_page_warns_of_settings_that_pass_for_seeds_and_of_diverged_runs(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(model="m0", fid=1.0), row(model="m1", fid=float("nan")), row(steps=4)])
+    page = report.render(tmp_path).read_text()
+    assert "2 different models are called SlimFlow, 0.2M and share training seed 0" in page
+    assert "SlimFlow, 0.2M, 1 steps, training seed 0, seed 0 is nan" in page
+
+
+def three_cells(folder: Path):
+    notebook(folder / "notebooks" / "model.ipynb", "seed = 0")
+    return read_grid(grid_file(folder, "name: tiny\nstages: {model: {notebook: model.ipynb, over: {seed: [0, 1, 2]}}}"))
+
+
+def finish(path: Path, digest: str, rows: list[dict], why: str = "") -> None:
+    executed(path, rows, stamp={STAMP: {"digest": digest, "seconds": 1.0, "why": why}})
+
+
+def test_a_grid_whose_runs_all_diverged_has_a_page_without_figures(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(fid="nan")])
+    assert "is nan" in report.render(tmp_path).read_text()
+    assert not list(tmp_path.glob("fid_vs_*"))
+    with pytest.raises(OnestepError, match="nothing to draw: no score is a positive number"):
+        figures.fid_vs_steps(tables.read_rows(tmp_path))
+
+
+# ---- what was added to rows later
+
+
+def test_rows_that_lack_later_fields_are_read_with_nothing_in_their_place(tmp_path):
+    old = {key: value for key, value in row().items() if key not in LATER}
+    executed(tmp_path / "a.ipynb", [old])
+    read = tables.read_rows(tmp_path)
+    assert list(read.columns) == list(FIELDS)
+    assert read[list(QUALITIES)].isna().all(axis=None)
+    assert "precision" not in tables.table(read).to_html()
+
+
+def test_summary_and_table_show_mean_precision_and_recall(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(seed=0, precision=0.5), row(seed=1, precision=0.7)])
+    report.render(tmp_path)
+    (line,) = csv.DictReader(io.StringIO((tmp_path / "summary.csv").read_text()))
+    assert (float(line["precision"]), float(line["recall"])) == pytest.approx((0.6, 0.4))
+    assert ">0.600<" in (tmp_path / "report.html").read_text()
+
+
+def test_the_page_repeats_warnings_once(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(seed=seed, warning="9 samples are few" if seed else "") for seed in range(3)])
+    assert report.render(tmp_path).read_text().count("2 of 3 scores: 9 samples are few.") == 1

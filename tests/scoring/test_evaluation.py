@@ -1,0 +1,360 @@
+"""A stream of images to a score: the same in any batches, in any number of processes, and without holding them."""
+
+import hashlib
+import json
+import math
+import os
+import pickle
+import subprocess
+import sys
+import textwrap
+from dataclasses import replace
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from onestep_bench import data, study
+from onestep_bench.models import sampling
+from onestep_bench.models.sampling import sample_batches
+from onestep_bench.scoring import evaluation, judging, metrics, references
+from onestep_bench.scoring.judges import FeatureExtractor, load_extractor
+from onestep_bench.scoring.rows import QUALITIES
+
+pytestmark = pytest.mark.usefixtures("store_folder")
+
+SAMPLES = 300  # more than a network batch, and no multiple of it
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load("digits")
+
+
+@pytest.fixture(scope="module")
+def judge():
+    return load_extractor("digits")
+
+
+@pytest.fixture(scope="module")
+def images(digits):
+    """300 noisy digits."""
+    noise = torch.randn(digits.images[:SAMPLES].shape, generator=torch.Generator().manual_seed(0))
+    return (digits.images[:SAMPLES] + 30 * noise).clamp(0, 255).to(torch.uint8)
+
+
+@pytest.fixture
+def student(digits):
+    return study.train("edm", digits, size="0.05M", kimg=0.064, batch_size=8)
+
+
+class Stub(torch.nn.Module):
+    """Features: the mean of each row of pixels, without rounding; logits: of two classes."""
+
+    def forward(self, images):
+        rows = images.double().mean((1, 3))
+        return rows, rows[:, :2]
+
+
+def stub(batch=64, shape=(1, 8, 8)):
+    return FeatureExtractor(
+        "stub", Stub(), dim=shape[1], digest="0", protocol="stub", device=torch.device("cpu"), batch=batch
+    )
+
+
+# ---- streaming
+
+
+def test_judging_a_stream_is_judging_all_at_once(judge, images):
+    features, logits = judge.judge(images)
+    found = judging.judged(judge, images.split(77), len(images))
+    mu, cov = metrics.moments(features.double())
+    np.testing.assert_allclose(found.mu, mu, rtol=1e-12)
+    np.testing.assert_allclose(found.cov, cov, rtol=1e-9, atol=1e-12)
+    assert torch.equal(found.features, features)
+    assert found.classes.inception_score == pytest.approx(metrics.inception_score(logits), rel=1e-12)
+    assert found.classes.assigned.tolist() == torch.bincount(logits.argmax(1), minlength=10).tolist()
+
+
+@pytest.mark.parametrize("size", [1, 7, 64, 1000])
+def test_the_size_of_batches_changes_no_bit(judge, images, size, monkeypatch):
+    monkeypatch.setattr(judging, "_BLOCK", 128)
+    whole, parts = (judging.judged(judge, images.split(n), len(images)) for n in (len(images), size))
+    assert np.array_equal(whole.mu, parts.mu)
+    assert np.array_equal(whole.cov, parts.cov)
+    assert torch.equal(whole.features, parts.features)
+
+
+@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 50))
+def test_rebatched_rows_are_the_same_rows(sizes, size):
+    rows = torch.arange(sum(sizes))
+    batches = list(judging.rebatched(rows.split(sizes), size))
+    assert torch.equal(torch.cat(batches), rows)
+    assert all(len(batch) == size for batch in batches[:-1])
+    assert 0 < len(batches[-1]) <= size
+
+
+@given(st.integers(2, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
+def test_moments_of_parts_add_up(n, m, seed):
+    points = torch.randn(n + m, 5, generator=torch.Generator().manual_seed(seed)) + 100
+    both = judging.Moments.of(points[:n]) + judging.Moments.of(points[n:])
+    mu, cov = both.gaussian
+    np.testing.assert_allclose(mu, points.double().mean(0).numpy(), rtol=1e-12)
+    np.testing.assert_allclose(cov, np.cov(points.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-9)
+
+
+def test_only_so_many_features_are_kept_evenly_spaced(images):
+    found = judging.judged(stub(), images.split(50), len(images), kept=4)
+    assert torch.equal(found.features, stub()(images[[0, 99, 199, 299]]))
+    assert found.n == SAMPLES
+    none = judging.judged(stub(), images.split(50), len(images), kept=0)
+    assert none.features is None
+    assert np.array_equal(none.cov, found.cov)
+
+
+def test_the_first_rows_of_a_stream_ask_for_no_more():
+    asked = []
+
+    def stream():
+        for start in range(0, 100, 10):
+            asked.append(start)
+            yield torch.arange(start, start + 10)
+
+    assert torch.cat(list(judging.head(stream(), 25))).tolist() == list(range(25))
+    assert asked == [0, 10, 20]
+
+
+def test_what_is_judged_can_be_kept_in_a_file(judge, images, tmp_path, refuses):
+    found = judging.judged(judge, [images], len(images))
+    judging.save(found, tmp_path / "judged.safetensors")
+    again = judging.load(tmp_path / "judged.safetensors")
+    assert judging.score(again, found) == judging.score(found, found)
+    (tmp_path / "judged.safetensors").write_bytes(b"rubbish")
+    with refuses("judged.safetensors is damaged"):
+        judging.load(tmp_path / "judged.safetensors")
+
+
+def test_moments_alone_still_give_a_distance(judge, images):
+    whole = judging.judged(judge, [images], len(images))
+    found = judging.score(whole, judging.Judged(0, whole.mu, whole.cov))
+    assert found["fid"] < 1e-6
+    assert found["inception_score"] > 1
+    assert [name for name in QUALITIES if found[name] is None] == [
+        "kid",
+        "precision",
+        "recall",
+        "density",
+        "coverage",
+        "class_gap",
+    ]
+
+
+def test_a_warning_says_when_n_is_small_for_the_width():
+    assert "64 samples cannot span 64 features" in judging.warning(64, 64)
+    assert "10000 samples are few for 2048 features" in judging.warning(10_000, 2048)
+    assert judging.warning(50_000, 2048) == ""
+
+
+def test_streams_that_cannot_be_scored_are_one_clear_line(judge, images, refuses):
+    with refuses("1 image cannot be scored", "at least 2"):
+        judging.judged(judge, [images[:1]], 1)
+    with refuses("300 images were announced and 299 came"):
+        judging.judged(judge, [images[:299]], 300)
+    broken = stub()
+    broken._network = lambda batch: (torch.full((64, 8), math.nan), None)
+    with refuses("features of 300 images hold NaN"):
+        judging.judged(broken, [images], 300)
+    with refuses("width 64 and 8 differ"):
+        judging.score(judging.judged(judge, [images], 300), judging.judged(stub(), [images], 300))
+
+
+# ---- a model's score
+
+
+def uint8_hash(batches):
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(batch.contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def drawn(student, indices=range(SAMPLES)):
+    return (data.to_uint8(batch) for batch in sample_batches(student, indices, steps=2))
+
+
+def test_a_student_scored_in_any_batches_is_one_score(student, judge, digits):
+    reference = references.reference(judge, digits)
+    hashes, fids = set(), []
+    for size in (1, 7, 64, 1000):
+        hashes.add(uint8_hash(judging.rebatched(drawn(student), size)))
+        found = judging.judged(judge, judging.rebatched(drawn(student), size), SAMPLES)
+        fids.append(judging.score(found, reference)["fid"])
+    assert len(hashes) == 1
+    assert max(fids) - min(fids) < 1e-9
+
+
+PROCESS = """
+    import sys
+    from pathlib import Path
+    from onestep_bench import data, models, store
+    from onestep_bench.scoring import judging
+    from onestep_bench.scoring.judges import load_extractor
+
+    model = models.Model(store.Artifact(Path(sys.argv[1])))
+    indices = range(int(sys.argv[2]), int(sys.argv[3]))
+    batches = [data.to_uint8(batch) for batch in models.sample_batches(model, indices, steps=2)]
+    import numpy, torch
+    numpy.save(sys.argv[4] + ".npy", torch.cat(batches).numpy())
+    judging.save(judging.judged(load_extractor("digits"), batches, len(indices)), Path(sys.argv[4]))
+"""
+
+
+def test_two_processes_that_share_the_indices_give_the_same_images_and_score(student, judge, digits, tmp_path):
+    cuts = (0, 113, SAMPLES)
+    files = [tmp_path / f"part-{place}" for place in (0, 1)]
+    command = [sys.executable, "-c", textwrap.dedent(PROCESS), student.artifact.folder]
+    running = [
+        subprocess.Popen([*command, str(low), str(high), file], env=os.environ)
+        for (low, high), file in zip(pairwise(cuts), files, strict=True)
+    ]
+    assert [process.wait(timeout=120) for process in running] == [0, 0]
+    apart = np.concatenate([np.load(f"{file}.npy") for file in files])
+    together = torch.cat(list(drawn(student)))
+    assert hashlib.sha256(apart.tobytes()).digest() == hashlib.sha256(together.numpy().tobytes()).digest()
+    reference = references.reference(judge, digits)
+    parts = judging.score(judging.combined([judging.load(file) for file in files]), reference)
+    whole = judging.score(judging.judged(judge, [together], SAMPLES), reference)
+    assert parts["fid"] == pytest.approx(whole["fid"], abs=1e-9)
+    assert {name: parts[name] for name in ("kid", "precision", "recall")} == pytest.approx(
+        {name: whole[name] for name in ("kid", "precision", "recall")}, abs=1e-12
+    )
+
+
+def test_evaluate_goes_on_after_a_kill(student, digits, monkeypatch):
+    few = replace(digits, images=digits.images[:64], labels=digits.labels[:64], digest="0123456789abcdef")
+    asked = dict(label="EDM", steps=[1], seeds=[0, 1, 2])
+    monkeypatch.setattr(sampling, "BATCH", 64)
+    undisturbed = study.evaluate(student, few, **asked, samples=65)["rows"]  # another recipe, the same kind of work
+    score, calls = evaluation.score, []
+
+    def dying(*arguments):
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        calls.append(arguments)
+        return score(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation, "score", dying)
+        with pytest.raises(KeyboardInterrupt):
+            study.evaluate(student, few, **asked)
+    calls.clear()
+    monkeypatch.setattr(evaluation, "score", dying)
+    rows = study.evaluate(student, few, **asked)["rows"]
+    assert len(calls) == 1
+    assert [row["seed"] for row in rows] == [0, 1, 2]
+    assert rows[0].keys() == undisturbed[0].keys()
+
+
+# ---- references
+
+
+def test_a_reference_is_judged_once(judge, digits, monkeypatch):
+    first = references.reference(judge, digits)
+    monkeypatch.setattr(judging, "judged", None)
+    again = references.reference(judge, digits)
+    assert np.array_equal(first.cov, again.cov)
+    assert torch.equal(first.features, again.features)
+    with pytest.raises(TypeError):
+        references.reference(judge, replace(digits, digest="fedcba9876543210"))
+
+
+@pytest.fixture
+def published(judge, digits):
+    """Moments of the digits, and a function that writes them to a file and names it as a reference."""
+    found = judging.judged(judge, [digits.images], len(digits))
+
+    def write(path, **changed):
+        values = {"mu": found.mu, "sigma": found.cov} | changed
+        np.savez(path, **values)
+        return references.Statistics("digits", path)
+
+    return found, write
+
+
+@pytest.mark.parametrize("protocol", [None, 4, 5])
+def test_published_statistics_are_a_reference(judge, published, tmp_path, protocol):
+    found, write = published
+    statistics = write(tmp_path / "stats.npz")
+    if protocol:
+        statistics = references.Statistics("digits", tmp_path / "stats.pkl")
+        statistics.path.write_bytes(pickle.dumps({"mu": found.mu, "sigma": found.cov}, protocol))
+    read = references.reference(judge, statistics)
+    assert np.array_equal(read.mu, found.mu)
+    assert np.array_equal(read.cov, found.cov)
+    assert read.features is read.classes is None
+    assert references.protocol(judge, 10, statistics).endswith(f"digits@{statistics.digest}, published statistics")
+
+
+def test_statistics_for_several_judges_are_told_apart(tmp_path):
+    of_both = {"fid": {"mu": np.zeros(8), "sigma": np.eye(8)}, "fd_dinov2": {"mu": np.ones(8), "sigma": np.eye(8)}}
+    path = tmp_path / "edm2.pkl"
+    path.write_bytes(pickle.dumps(of_both))
+    for name, mean in (("inception", 0), ("dinov2", 1)):
+        judge = stub()
+        judge.name = name
+        assert references.reference(judge, references.Statistics("img64", path)).mu.tolist() == [mean] * 8
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch hacked",)
+
+
+def test_bad_statistics_are_one_clear_line(judge, published, tmp_path, refuses, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, write = published
+    (tmp_path / "hostile.pkl").write_bytes(pickle.dumps({"mu": Hostile()}))
+    with refuses("hostile.pkl", "refused to unpickle", "system"):
+        references.reference(judge, references.Statistics("digits", tmp_path / "hostile.pkl"))
+    assert not (tmp_path / "hacked").exists()
+    with refuses("width 64", "mu (3,)", "same judge"):
+        references.reference(judge, write(tmp_path / "narrow.npz", mu=np.zeros(3)))
+    with refuses("holds NaN"):
+        references.reference(judge, write(tmp_path / "nan.npz", mu=np.full(64, np.nan)))
+    np.savez(tmp_path / "other.npz", mean=np.zeros(64))
+    with refuses("other.npz holds no mu and sigma"):
+        references.reference(judge, references.Statistics("digits", tmp_path / "other.npz"))
+    whole = write(tmp_path / "torn.npz").path.read_bytes()
+    (tmp_path / "torn.npz").write_bytes(whole[: len(whole) // 2])
+    with refuses("torn.npz is damaged"):
+        references.reference(judge, references.Statistics("digits", tmp_path / "torn.npz"))
+    with refuses("cannot read", "absent.npz"):
+        references.reference(judge, references.Statistics("digits", tmp_path / "absent.npz"))
+
+
+# ---- evaluating what was not trained here
+
+
+def test_a_checkpoint_from_elsewhere_is_scored_like_our_own(student, digits, tmp_path):
+    folder = tmp_path / "somebody's"
+    folder.mkdir()
+    for name in ("model.safetensors", "config.json"):
+        (folder / name).write_bytes((student.artifact.folder / name).read_bytes())
+    asked = dict(label="them", steps=[1], seeds=[0], samples=SAMPLES)
+    (ours,) = study.evaluate(student, digits, **asked)["rows"]
+    (theirs,) = study.evaluate(study.pretrained(folder), digits, **asked)["rows"]
+    assert (theirs["fid"], theirs["params"], theirs["nfe"]) == (ours["fid"], ours["params"], ours["nfe"])
+    assert theirs["kimg"] is theirs["train_seconds"] is theirs["train_seed"] is None
+    assert study.pretrained(student.artifact.folder).spent == student.spent
+    json.dumps(theirs)
+
+
+def test_models_of_another_resolution_and_single_samples_are_refused(student, digits, refuses):
+    larger = replace(digits, images=torch.zeros(20, 1, 16, 16, dtype=torch.uint8), labels=None)
+    with refuses("8x8x1 images, but the reference digits 16x16x1"):
+        study.evaluate(student, larger, label="EDM")
+    with refuses("1 samples cannot be scored", "at least 2"):
+        study.evaluate(student, digits, label="EDM", samples=1)

@@ -1,0 +1,265 @@
+"""Judges whose weights are not shipped, with stand-ins in their place: what is round the network is checked here."""
+
+import numpy as np
+import pytest
+import requests
+import torch
+from inception_standin import NAME, write
+from PIL import Image
+from scipy.ndimage import gaussian_filter
+
+from onestep_bench.compat import import_clip, import_torchvision
+from onestep_bench.data.loading import load
+from onestep_bench.data.streams import images_at
+from onestep_bench.scoring import judging, references
+from onestep_bench.scoring.judges import classifier, clip, dinov2, inception, load_extractor
+from onestep_bench.scoring.judges.resize import clean_resize
+from onestep_bench.scoring.metrics import frechet_from_moments
+from onestep_bench.store.files import file_digest
+
+MODES = {"inception": "clean", "inception-legacy": "legacy_tensorflow"}
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch, tmp_path):
+    def refuse(*_, **__):
+        raise requests.ConnectionError("no network in tests")
+
+    monkeypatch.setattr(requests, "get", refuse)
+    monkeypatch.setenv("ONESTEP_WEIGHTS", str(tmp_path / "weights"))
+    (tmp_path / "weights").mkdir()
+
+
+@pytest.fixture
+def standin(tmp_path, monkeypatch):
+    path = write(tmp_path / "weights")
+    monkeypatch.setattr(inception, "SHA256", file_digest(path))
+    return path
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Two folders of 40 colour pictures, 24x24."""
+    random, made = np.random.default_rng(0), []
+    for name, blur in (("a", 1.0), ("b", 2.0)):
+        folder = tmp_path_factory.mktemp(name)
+        for index in range(40):
+            pixels = gaussian_filter(random.uniform(0, 255, (24, 24, 3)), (blur, blur, 0))
+            Image.fromarray(pixels.astype(np.uint8)).save(folder / f"{index:02d}.png")
+        made.append(folder)
+    return made
+
+
+# ---- Inception, against clean-fid itself
+
+
+def cleanfid_network(path, mode):
+    import_torchvision()
+    from cleanfid.inception_torchscript import InceptionV3W
+
+    return InceptionV3W(str(path.parent), download=False, resize_inside=mode == "legacy_tensorflow").eval()
+
+
+OPTIONS = dict(num_workers=0, device=torch.device("cpu"), verbose=False, batch_size=7)
+
+
+@pytest.mark.parametrize("name", MODES)
+def test_inception_features_of_a_folder_are_those_of_clean_fid(name, standin, folders):
+    network = cleanfid_network(standin, MODES[name])
+    from cleanfid import fid
+
+    judge = load_extractor(name)
+    for folder in folders:
+        ours = torch.cat([judge(batch) for batch in images_at(folder).batches()]).numpy()
+        theirs = fid.get_folder_features(str(folder), network, mode=MODES[name], **OPTIONS)
+        np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow  # clean-fid's matrix root of 2048 dimensions
+@pytest.mark.parametrize("name", MODES)
+def test_inception_score_of_two_folders_is_that_of_clean_fid(name, standin, folders):
+    network = cleanfid_network(standin, MODES[name])
+    from cleanfid import fid
+
+    judge = load_extractor(name)
+    sources = [images_at(folder) for folder in folders]
+    a, b = (judging.judged(judge, source.batches(), len(source)) for source in sources)
+    theirs = fid.compute_fid(*map(str, folders), custom_feat_extractor=network, mode=MODES[name], **OPTIONS)
+    assert frechet_from_moments(a.mu, a.cov, b.mu, b.cov) == pytest.approx(theirs, rel=1e-5)
+
+
+def test_inception_logits_are_those_of_its_class_layer_without_bias(standin, folders):
+    images = next(images_at(folders[0]).batches())
+    _, logits = load_extractor("inception-legacy").judge(images)
+    expected = torch.jit.load(str(standin))(images, no_output_bias=True)
+    torch.testing.assert_close(logits.softmax(1), expected)
+
+
+def test_two_protocols_say_so(standin):
+    clean, legacy = (load_extractor(name).protocol for name in MODES)
+    assert clean != legacy
+    assert clean == f"inception-2015@{inception.SHA256[:12]}; clean-fid clean"
+
+
+def test_grey_images_are_judged_as_colour(standin):
+    grey = torch.randint(256, (3, 1, 8, 8), dtype=torch.uint8)
+    judge = load_extractor("inception")
+    assert torch.equal(judge(grey), judge(grey.expand(-1, 3, -1, -1)))
+
+
+@pytest.mark.parametrize("size", [8, 64, 299, 330])
+def test_resizing_is_clean_fids(size):
+    import_torchvision()
+    from cleanfid.resize import build_resizer
+
+    images = np.random.default_rng(0).integers(0, 256, (2, size, size, 3), dtype=np.uint8)
+    expected = np.stack([build_resizer("clean")(image) for image in images]).transpose(0, 3, 1, 2)
+    resized = clean_resize(torch.from_numpy(images).permute(0, 3, 1, 2), 299)
+    np.testing.assert_allclose(resized.numpy(), expected, atol=0.01)
+
+
+# ---- weights
+
+
+@pytest.mark.parametrize(
+    ("name", "module", "file"),
+    [
+        ("inception", inception, NAME),
+        ("inception-legacy", inception, NAME),
+        ("clip", clip, "ViT-B-32.pt"),
+        ("dinov2", dinov2, "dinov2_vitl14_pretrain.pth"),
+    ],
+)
+def test_missing_and_corrupted_weights_are_one_clear_line(name, module, file, tmp_path, refuses):
+    if name == "clip":
+        pytest.importorskip("ftfy", reason="the clip extra is not installed")
+    place = tmp_path / "weights" / file
+    with refuses(f"{file} is missing", f"put the file at {place}", f"SHA256 {module.SHA256}"):
+        load_extractor(name)
+    place.write_bytes(b"rubbish")
+    with refuses(f"checksum mismatch for {place}", module.SHA256):
+        load_extractor(name)
+
+
+def test_a_file_that_is_no_network_is_refused_though_its_checksum_is_right(tmp_path, monkeypatch, refuses):
+    place = tmp_path / "weights" / NAME
+    place.write_bytes(b"rubbish")
+    monkeypatch.setattr(inception, "SHA256", file_digest(place))
+    with refuses(f"{place} is no TorchScript network"):
+        load_extractor("inception")
+
+
+# ---- CLIP and DINOv2
+
+
+def test_clip_is_clean_fids(tmp_path, monkeypatch, folders):
+    import_torchvision()
+    pytest.importorskip("ftfy", reason="the clip extra is not installed")
+    import_clip()
+    from clip.model import CLIP
+
+    torch.manual_seed(0)
+    small = CLIP(
+        embed_dim=32, image_resolution=224, vision_layers=1, vision_width=64, vision_patch_size=32,
+        context_length=8, vocab_size=16, transformer_width=64, transformer_heads=1, transformer_layers=1,
+    )  # fmt: skip
+    place = tmp_path / "weights" / "ViT-B-32.pt"
+    torch.save(small.half().state_dict(), place)
+    monkeypatch.setattr(clip, "SHA256", file_digest(place))
+    from cleanfid import fid
+    from cleanfid.clip_features import CLIP_fx, img_preprocess_clip
+
+    theirs = fid.get_folder_features(
+        str(folders[0]), CLIP_fx(str(place), "cpu"), num_workers=0, device="cpu", verbose=False,
+        custom_fn_resize=img_preprocess_clip,
+    )  # fmt: skip
+    judge = load_extractor("clip")
+    ours = judge(next(images_at(folders[0]).batches()))
+    assert judge.dim == ours.shape[1] == 32
+    np.testing.assert_allclose(ours.numpy(), theirs, atol=1e-5)
+    assert judge.logits(torch.zeros(1, 3, 8, 8, dtype=torch.uint8)) is None
+
+
+HUB = """
+import torch
+dependencies = ["torch"]
+class Small(torch.nn.Module):
+    embed_dim = 5
+    def __init__(self):
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.zeros(5, 3))
+    def forward(self, x):
+        assert x.shape[1:] == (3, 224, 224)
+        return x.mean((2, 3)) @ self.weight.T
+def dinov2_vitl14(pretrained=True):
+    assert not pretrained
+    return Small()
+"""
+
+
+def test_dinov2_is_the_hubs_code_with_our_weights(tmp_path, monkeypatch):
+    checkout = tmp_path / "hub" / f"facebookresearch_dinov2_{dinov2.COMMIT}"
+    checkout.mkdir(parents=True)
+    (checkout / "hubconf.py").write_text(HUB)
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+    place = tmp_path / "weights" / "dinov2_vitl14_pretrain.pth"
+    torch.save({"weight": torch.eye(5, 3)}, place)
+    monkeypatch.setattr(dinov2, "SHA256", file_digest(place))
+    judge = load_extractor("dinov2")
+    white = torch.full((2, 3, 16, 16), 255, dtype=torch.uint8)
+    expected = [(1 - m) / s for m, s in zip((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), strict=True)]
+    torch.testing.assert_close(judge(white)[1], torch.tensor([*expected, 0, 0]), atol=1e-4, rtol=1e-4)
+
+
+def test_dinov2_without_its_code_says_where_to_put_it(tmp_path, monkeypatch, refuses):
+    place = tmp_path / "weights" / "dinov2_vitl14_pretrain.pth"
+    torch.save({}, place)
+    monkeypatch.setattr(dinov2, "SHA256", file_digest(place))
+    monkeypatch.setattr(torch.hub, "_hub_dir", str(tmp_path / "hub"))
+
+    def refuse(*_, **__):
+        raise OSError("no network in tests")
+
+    monkeypatch.setattr(torch.hub, "load", refuse)
+    with refuses(dinov2.COMMIT, str(tmp_path / "hub" / "facebookresearch_dinov2_")):
+        load_extractor("dinov2")
+
+
+# ---- the classifier that the suite trains
+
+
+@pytest.fixture
+def quick(monkeypatch, store_folder):
+    monkeypatch.setattr(classifier, "STEPS", (80, 80))
+    monkeypatch.setattr(classifier, "BATCH", 32)
+
+
+def test_the_classifier_learns_once_and_says_how_well(quick, monkeypatch):
+    digits = load("digits")
+    first = references.judge("classifier", digits)
+    monkeypatch.setattr(classifier, "train", None)
+    second = references.judge("classifier", digits)
+    assert second.protocol == first.protocol
+    assert f"of digits@{digits.digest}" in first.protocol
+    accuracy = float(first.protocol.split("%")[0].split()[-1]) / 100
+    right = (second.logits(digits.images).argmax(1) == digits.labels).double().mean()
+    assert accuracy == pytest.approx(right.item(), abs=0.1)
+    assert right > 0.5
+    assert second(digits.images[:3]).shape == (3, second.dim)
+
+
+def test_the_classifier_is_the_same_whenever_it_is_trained(quick):
+    digits = load("digits")
+    networks = [classifier.train(digits.images[:300], digits.labels[:300], torch.device("cpu"))[0] for _ in range(2)]
+    states = [network.state_dict() for network in networks]
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_a_classifier_without_labels_is_refused(quick, refuses, tmp_path):
+    with refuses("'classifier' judge learns from labelled images", "cifar10"):
+        references.judge("classifier", references.Statistics("cifar10", tmp_path / "stats.npz"))
+
+
+def test_unknown_judges_hint_at_known_ones(refuses):
+    with refuses("'clasifier'", "did you mean 'classifier'?"):
+        references.judge("clasifier", load("digits"))

@@ -1,0 +1,101 @@
+"""Tiny notebooks, grids and score rows that the grid-side tests share."""
+
+import base64
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import nbformat
+import numpy as np
+from PIL import Image
+
+from onestep_bench.scoring.rows import FIELDS, MIME
+
+
+def notebook(path: Path, parameters: str, *code: str) -> Path:
+    """Write a notebook with a tagged parameters cell (none if empty) and the given code cells."""
+    cells = [nbformat.v4.new_markdown_cell(f"# {path.stem}")]
+    if parameters:
+        cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
+    cells += [nbformat.v4.new_code_cell(source) for source in code]
+    spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), path)
+    return path
+
+
+def grid_file(folder: Path, text: str) -> Path:
+    """Write params/tiny.yaml."""
+    path = folder / "params" / "tiny.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def row(**given) -> dict:
+    """A whole score row; what is not given gets a plausible value."""
+    defaults = {
+        "dataset": "digits",
+        "label": "SlimFlow",
+        "method": "flow-guided-distillation",
+        "size": "0.2M",
+        "train_seed": 0,
+        "sampler": "euler",
+        "steps": 1,
+        "nfe": given.get("steps", 1),
+        "seed": 0,
+        "fid": 100.0,
+        "fd_infinity": 99.0,
+        "kid": 0.01,
+        "precision": 0.7,
+        "recall": 0.4,
+        "density": 0.8,
+        "coverage": 0.6,
+        "inception_score": 8.0,
+        "class_gap": 0.05,
+        "warning": "",
+        "params": 200_000,
+        "macs": 1_000_000,
+        "kimg": 500.0,
+        "features": "digits",
+        "protocol": "digits@0a1b2c3d, no resizing, 1797 samples against the training set (4e5f6a7b)",
+        "samples": 1797,
+        "weights": "ema",
+        "model": "m0",
+        "device": "cpu (2 threads)",
+        "versions": "torch 2.11.0, numpy 2.3.1",
+        "train_seconds": 12.5,
+        "latency_ms": 1.5,
+        "latency_p95_ms": 1.9,
+        "throughput": 2000.0,
+        "peak_memory_mb": None,
+    }
+    assert defaults.keys() == FIELDS.keys()
+    return {**defaults, **given}
+
+
+def recording(**given) -> str:
+    """Code that records one row as `study.record` does; `seed` and `fid` come from the notebook's own variables."""
+    return (
+        "from IPython.display import display\n"
+        f"row = {{**{row(**given)!r}, 'seed': seed, 'fid': 100.0 / (1 + seed), 'size': size}}\n"
+        f"display({{{MIME!r}: {{'rows': [row], 'strips': []}}}}, raw=True)"
+    )
+
+
+def strip(label: str, size: str, steps: int, **given) -> dict:
+    """A strip of four 8x8 images."""
+    pixels = np.random.default_rng(steps).integers(0, 255, (8, 32), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    png = base64.b64encode(file.getvalue()).decode()
+    return {"label": label, "size": size, "steps": steps, "sampler": "euler", "train_seed": 0, "png": png, **given}
+
+
+def executed(path: Path, rows: list[dict], strips: Sequence[dict] = (), stamp: dict | None = None) -> Path:
+    """Write an executed notebook that holds a bundle, with `stamp` as its metadata."""
+    output = nbformat.v4.new_output("display_data", {MIME: {"rows": rows, "strips": list(strips)}})
+    cell = nbformat.v4.new_code_cell("record(scores)", outputs=[output])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=stamp or {}), path)
+    return path
