@@ -1,13 +1,20 @@
 """Commands that work on a grid: plan, run, status, report."""
 
 import argparse
+import math
 import os
+import subprocess
 import sys
+import threading
+import time
 from collections import Counter
 from pathlib import Path
 
+from tqdm import tqdm
+
 from onestep_bench import store
 from onestep_bench.cli.terminal import print_table, use_store
+from onestep_bench.errors import OnestepError, needs_extra
 from onestep_bench.grid import progress
 from onestep_bench.grid.cells import Grid, Status, failed_path
 from onestep_bench.grid.plan import read_grid
@@ -20,11 +27,14 @@ def add_commands(commands) -> None:
         (_plan, "list the cells of a grid, and what each would reuse, and check every parameter; runs nothing"),
         (_run, "execute the cells that are not done, then render the report"),
         (_status, "count done, running, failed and missing cells, the time they took and the time left"),
-        (_report, "render tables, figures and report.html from what is done"),
+        (_report, "render tables, figures and report.html from what is done, or from a folder of executed notebooks"),
     ):
         sub = commands.add_parser(command.__name__.strip("_"), help=text, description=text)
         sub.set_defaults(command=command)
-        sub.add_argument("grid", type=Path, metavar="FILE.yaml", help="the grid")
+        if command is _report:
+            sub.add_argument("grid", type=Path, metavar="FILE.yaml|DIR", help="the grid, or executed notebooks")
+        else:
+            sub.add_argument("grid", type=Path, metavar="FILE.yaml", help="the grid")
         sub.add_argument("--notebooks", type=Path, metavar="DIR", help="default: notebooks/ beside the grid's folder")
         sub.add_argument("--out", type=Path, metavar="DIR", help="default: reports/NAME beside the grid's folder")
         if command in (_plan, _run):
@@ -80,12 +90,55 @@ def _reuse(status: Status) -> str:
 
 def _run(options: argparse.Namespace) -> int:
     grid = _grid(options)
+    needs_extra("grid", "running a grid", "distributed", "papermill", "ipykernel", "psutil")
     from onestep_bench.grid import engine
 
     where = {"workers": options.workers, "scheduler": options.scheduler, "cluster": options.cluster}
-    statuses = engine.run(grid, store=options.store, **where)
+    drafts = _Drafts(options)
+    try:
+        statuses = engine.run(grid, store=options.store, after=drafts.after, **where)
+    finally:
+        drafts.finish()
     _render(grid)
     return _exit_code(statuses)
+
+
+class _Drafts:
+    """Reports of a grid that still runs: one when its first cell is done, then one every few minutes.
+
+    A process of its own renders them, so that handing out cells goes on.
+    """
+
+    every = 120.0  # seconds
+
+    def __init__(self, options: argparse.Namespace):
+        folders = [("--notebooks", options.notebooks), ("--out", options.out)]
+        named = [text for name, folder in folders if folder for text in (name, str(folder))]
+        self.command = [sys.executable, "-m", "onestep_bench.cli", "report", str(options.grid), *named]
+        self.thread: threading.Thread | None = None
+        self.last = -math.inf
+
+    def after(self, statuses: list[Status]) -> None:
+        """A cell is done: render what there is, if the last time is long ago and the end is not reached."""
+        done = sum(status.state == "done" for status in statuses)
+        busy = self.thread and self.thread.is_alive()
+        if busy or done == len(statuses) or time.monotonic() - self.last < self.every:
+            return
+        self.last = time.monotonic()
+        self.thread = threading.Thread(target=self._render, args=(f"{done} of {len(statuses)} cells",))
+        self.thread.start()
+
+    def _render(self, so_far: str) -> None:
+        told = subprocess.run(self.command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        words = told.stdout if told.returncode == 0 else told.stderr
+        line = next(iter(words.splitlines()), f"exited with {told.returncode}").removeprefix("report: ")
+        tqdm.write(f"report so far ({so_far}): {line}")
+        sys.stdout.flush()
+
+    def finish(self) -> None:
+        """Wait for the draft that is being rendered: the report that follows must be the last."""
+        if self.thread:
+            self.thread.join()
 
 
 def _status(options: argparse.Namespace) -> int:
@@ -103,6 +156,9 @@ def _status(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    if options.grid.is_dir():
+        _render(_executed(options.grid), options.out)
+        return 0
     grid = _grid(options)
     _render(grid)
     missing = [status.cell.id for status in progress.survey(grid) if status.state != "done"]
@@ -111,12 +167,18 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
-def _render(grid: Grid) -> None:
+def _executed(folder: Path) -> Path:
+    if not any(folder.glob("*.ipynb")):
+        raise OnestepError(f"{folder} holds no executed notebooks; name the folder that papermill wrote them to")
+    return folder
+
+
+def _render(source: Grid | Path, out: Path | None = None) -> None:
     # Figures go to files: a window system, or a broken one, must not matter.
     os.environ.setdefault("MPLBACKEND", "agg")
     from onestep_bench.report import page
 
-    print(f"report: {page.render(grid)}")
+    print(f"report: {page.render(source, out)}")
 
 
 def _exit_code(statuses: list[Status]) -> int:

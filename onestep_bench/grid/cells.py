@@ -17,7 +17,8 @@ class Cell:
     digest: hash of the notebook's code, all its parameters (defaults included) and the package's version; an executed
     notebook counts as this cell's result only if it carries the same one.
     gpus: devices, hence processes, that it runs on. limit: seconds after which it counts as hung, memory: bytes that
-    its processes may use together, each None for no bound. How a cell runs is no part of its digest.
+    its processes may use together, each None for no bound. takes: seconds that its author expects, or None; cells on
+    the longest way to the end begin first. How a cell runs is no part of its digest.
     """
 
     stage: str
@@ -29,6 +30,7 @@ class Cell:
     gpus: int = 1
     limit: float | None = None
     memory: int | None = None
+    takes: float | None = None
 
 
 @dataclass(frozen=True)

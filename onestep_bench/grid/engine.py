@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import CancelledError
 from contextlib import closing
 from graphlib import TopologicalSorter
@@ -23,7 +23,9 @@ from tqdm import tqdm
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import clusters, execution, progress
 from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, failed_path, scratch_path, status_of
-from onestep_bench.store.artifacts import root
+from onestep_bench.grid.locks import is_held
+from onestep_bench.grid.schedule import expected, urgency
+from onestep_bench.store.artifacts import lock_of, root
 from onestep_bench.units import duration
 
 TRIES = 2  # of a cell that fails
@@ -38,11 +40,13 @@ def run(
     workers: int | None = None,
     scheduler: str | None = None,
     cluster: Path | None = None,
+    after: Callable[[list[Status]], None] = lambda statuses: None,
 ) -> list[Status]:
     """Execute every cell that is not done yet, telling the terminal; returns the final status of every cell.
 
     store: artifact store for the cells (their ONESTEP_STORE). workers, scheduler, cluster: see
-    `clusters.connected`. Raises OnestepError if the folder cannot be written, or if there are no such workers.
+    `clusters.connected`. after: called with all statuses whenever a cell is done.
+    Raises OnestepError if the folder cannot be written, or if there are no such workers.
     """
     try:
         grid.executed.mkdir(parents=True, exist_ok=True)
@@ -59,7 +63,16 @@ def run(
     gpus = max(cell.gpus for cell in pending)
     with (
         clusters.connected(gpus, workers=workers, scheduler=scheduler, cluster=cluster) as client,
-        closing(run_cells(pending, grid.executed, _settings(store), client)) as statuses,
+        closing(
+            run_cells(
+                pending,
+                grid.executed,
+                _settings(store),
+                client,
+                seconds=expected(list(known.values()), grid.executed),
+                slots=None if scheduler or cluster else _slots(client),
+            )
+        ) as statuses,
         # disable=None: no bar where stderr is a file.
         tqdm(total=len(known), initial=done, disable=None, bar_format=_BAR) as bar,
     ):
@@ -73,6 +86,8 @@ def run(
             if status.state in ("done", "failed", "skipped"):
                 known[status.cell.id] = status
                 bar.update()
+            if status.state == "done":
+                after(list(known.values()))
     return list(known.values())
 
 
@@ -82,14 +97,23 @@ def _refresh(bar: tqdm, known: Iterable[Status], grid: Grid) -> None:
 
 
 def run_cells(
-    cells: Iterable[Cell], folder: Path, settings: Mapping[str, str], client: Client
+    cells: Iterable[Cell],
+    folder: Path,
+    settings: Mapping[str, str],
+    client: Client,
+    *,
+    seconds: Mapping[str, float] | None = None,
+    slots: int | None = None,
 ) -> Iterator[Status | None]:
     """Execute cells on the client's workers; yields how each ends: 'done', 'failed' or 'skipped'.
 
     A need that is not among the cells counts as done. A failed cell is tried once more; then it stops its dependants
-    and nothing else. Before a cell's end it yields 'running' as it starts, 'waiting' if another run executes it,
+    and nothing else. Before a cell's end it yields 'running' as it starts, 'waiting' if another run executes it or
+    another process makes what it needs (then it begins again when that is there, and its worker takes other cells),
     'again' as it failed for the first time, and None for every second in which nothing happened.
     When it is closed, or interrupted, the cells that still run are ended.
+    seconds: what cells are expected to take, by id: those on the longest way to the end begin first. slots: see
+    `_Flights`.
     """
     by_id = {cell.id: cell for cell in cells}
     order = TopologicalSorter({cell.id: [need for need in cell.needs if need in by_id] for cell in by_id.values()})
@@ -97,24 +121,25 @@ def run_cells(
     unmet: set[str] = set()
     failures: Counter[str] = Counter()
     several = any(cell.gpus > 1 for cell in by_id.values())
-    flights = _Flights(client, folder, settings, several)
+    urgent = urgency(by_id.values(), seconds or {})
+    flights = _Flights(client, folder, settings, several=several, slots=slots, urgent=urgent)
     try:
         while order.is_active():
             for cell in map(by_id.get, order.get_ready()):
                 missing = next((need for need in cell.needs if need in unmet), None)
                 if missing is None:
-                    flights.start(cell)
+                    flights.add(cell)
                     continue
                 unmet.add(cell.id)
                 order.done(cell.id)
                 yield Status(cell, "skipped", why=f"needs {missing}")
-            for status in flights.news() if flights.open else ():
+            for status in flights.news() if flights else ():
                 if status is None or status.state in ("running", "waiting"):
                     yield status
                     continue
                 failures[status.cell.id] += status.state == "failed"
                 if status.state == "failed" and failures[status.cell.id] < TRIES:
-                    flights.start(status.cell)
+                    flights.add(status.cell)
                     yield Status(status.cell, "again", status.seconds, status.why)
                     continue
                 if status.state != "done":
@@ -126,15 +151,45 @@ def run_cells(
 
 
 class _Flights:
-    """The cells that are with Dask."""
+    """The cells whose needs are done: ready, with Dask, or waiting for what another process makes.
 
-    def __init__(self, client: Client, folder: Path, settings: Mapping[str, str], several: bool):
-        self.client, self.folder, self.settings, self.several = client, folder, settings, several
+    slots: how many devices there are, if that is known and stays so; then Dask is given no more than fit, so that of
+    those that are ready the most urgent always begins first. A cluster that grows with its backlog is shown all of it.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        folder: Path,
+        settings: Mapping[str, str],
+        *,
+        several: bool,
+        slots: int | None,
+        urgent: Mapping[str, float],
+    ):
+        self.client, self.folder, self.settings = client, folder, settings
+        self.several, self.slots, self.urgent = several, slots, urgent
+        self.ready: list[Cell] = []
+        self.parked: dict[Path, list[Cell]] = {}
         self.open: dict[Future, Cell] = {}
         self.landed: queue.SimpleQueue[Future] = queue.SimpleQueue()
         self.told: set[tuple[str, str]] = set()
 
-    def start(self, cell: Cell) -> None:
+    def __bool__(self) -> bool:
+        return bool(self.ready or self.parked or self.open)
+
+    def add(self, cell: Cell) -> None:
+        """A cell that can begin."""
+        self.ready.append(cell)
+        self.ready.sort(key=lambda cell: -self.urgent[cell.id])  # stable: equals in the grid's order
+
+    def _fill(self) -> None:
+        used = sum(cell.gpus for cell in self.open.values())
+        while self.ready and (self.slots is None or not self.open or used + self.ready[0].gpus <= self.slots):
+            used += self.ready[0].gpus
+            self._start(self.ready.pop(0))
+
+    def _start(self, cell: Cell) -> None:
         future = self.client.submit(
             _on_worker,
             cell,
@@ -142,6 +197,7 @@ class _Flights:
             dict(self.settings) | {"ONESTEP_CELL": cell.digest},
             key=f"{cell.id}-{uuid.uuid4().hex}",  # begins as the cell does, for the dashboard; never shared
             resources={"gpus": cell.gpus} if self.several else None,
+            priority=self.urgent[cell.id],
             pure=False,
         )
         self.open[future] = cell
@@ -149,19 +205,34 @@ class _Flights:
 
     def news(self) -> Iterator[Status | None]:
         """What the next second brings: one ending, or else the cells that started, or else None."""
+        self._fill()
         try:
             future = self.landed.get(timeout=1)
         except queue.Empty:
+            self._unpark()
             yield from self._started() or [None]
             return
         cell = self.open.pop(future)
         yield from self._once(cell, "running")
         status = self._ending(future, cell)
         if status.state == "busy":
-            self.start(cell)  # behind all others that wait
-            yield from self._once(cell, "waiting")
+            self._postpone(cell, status.why)
+            yield from self._once(cell, "waiting", status.why)
             return
         yield status
+
+    def _postpone(self, cell: Cell, artifact: str) -> None:
+        if artifact:
+            lock = lock_of(Path(self.settings["ONESTEP_STORE"]) / artifact)
+            self.parked.setdefault(lock, []).append(cell)
+            self.told.discard((cell.id, "running"))
+        else:  # another run executes it: behind all others that are ready
+            self.ready.append(cell)
+
+    def _unpark(self) -> None:
+        for lock in [lock for lock in self.parked if not is_held(lock)]:
+            for cell in self.parked.pop(lock):
+                self.add(cell)
 
     def end(self) -> None:
         """Cancel what is open; workers end its processes, which is waited for a moment."""
@@ -178,10 +249,10 @@ class _Flights:
     def _running(self) -> list[Cell]:
         return [cell for cell in self.open.values() if (scratch_path(cell, self.folder) / RUNNING).exists()]
 
-    def _once(self, cell: Cell, state: str) -> list[Status]:
+    def _once(self, cell: Cell, state: str, why: str = "") -> list[Status]:
         new = (cell.id, state) not in self.told
         self.told.add((cell.id, state))
-        return [Status(cell, state)] if new else []
+        return [Status(cell, state, why=why)] if new else []
 
     def _ending(self, future: Future, cell: Cell) -> Status:
         try:
@@ -228,10 +299,13 @@ def _settings(store: Path | str | None) -> dict[str, str]:
     return settings | {"TQDM_DISABLE": "1"}
 
 
+def _slots(client: Client) -> int:
+    return sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
+
+
 def _introduction(client: Client, gpus: int) -> str:
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    slots = sum(worker["nthreads"] for worker in workers)
-    lines = [f"{len(workers)} workers, {slots} cells at a time; dashboard {client.dashboard_link}"]
+    lines = [f"{len(workers)} workers, {_slots(client)} cells at a time; dashboard {client.dashboard_link}"]
     if not workers:
         lines[0] = f"no workers yet, cells wait for them; dashboard {client.dashboard_link}"
     elif gpus > 1 and not any(worker["resources"].get("gpus", 0) >= gpus for worker in workers):
@@ -248,5 +322,5 @@ def _line(status: Status, folder: Path) -> str:
     if status.state == "again":
         return f"again    {name}  {seconds}  {status.why}"
     if status.state == "waiting":
-        return f"waiting  {name} (another run executes it)"
+        return f"waiting  {name} ({f'another process makes {status.why}' if status.why else 'another run executes it'})"
     return f"running  {name}" if status.state == "running" else f"done     {name}  {seconds}"

@@ -19,21 +19,20 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-import filelock
 import psutil
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid.cells import RUNNING, STAMP, Cell, Status, executed_path, failed_path, scratch_path, status_of
+from onestep_bench.grid.locks import held
 from onestep_bench.grid.parameters import read_notebook
+from onestep_bench.store.artifacts import SCRATCH, WAITING
 from onestep_bench.store.files import write_json
 from onestep_bench.units import duration, size
 
 _POLL = 0.2  # seconds between two looks at a running cell
-_PATIENCE = 2.0  # seconds to wait for a cell that another run executes before trying others
 _KERNEL_START = 300  # seconds; a busy machine can take long
 _GRACE = 10.0  # seconds in which an interrupted notebook may write its traceback
 _clock = time.monotonic
@@ -46,14 +45,15 @@ def execute(
 
     folder: of the executed notebooks. environment: the whole environment of the processes. unwanted: asked again and
     again; once true, the processes end and no file stays.
-    Returns 'done' or 'failed'; 'busy' if another run is executing this very cell; 'to do' if it became unwanted.
+    Returns 'done' or 'failed'; 'to do' if it became unwanted; 'busy' if another run is executing this very cell, or if
+    another process makes an artifact that it needs, whose key is then the status's `why`.
     """
     if not cell.notebook.is_file():
         why = f"{socket.gethostname()} does not see {cell.notebook}; all workers need the runner's file system"
         return Status(cell, "failed", why=why)
     scratch = scratch_path(cell, folder)
-    with _held(scratch.with_name(f"{cell.id}.lock")) as held:
-        if not held:
+    with held(scratch.with_name(f"{cell.id}.lock")) as ours:
+        if not ours:
             return Status(cell, "busy")
         status = status_of(cell, folder)
         if status.state == "done":  # by another run, since this one looked
@@ -69,34 +69,12 @@ def execute(
 def file_loss(cell: Cell, folder: Path, why: str) -> Status:
     """Record the failure of a cell whose supervisor did not live to do so."""
     scratch = scratch_path(cell, folder)
-    with _held(scratch.with_name(f"{cell.id}.lock")) as held:
-        if held:
+    with held(scratch.with_name(f"{cell.id}.lock")) as ours:
+        if ours:
             scratch.mkdir(exist_ok=True)
             _file(cell, folder, scratch, 0, 0.0, why)
             shutil.rmtree(scratch)
     return Status(cell, "failed", why=why)
-
-
-def is_held(lock: Path) -> bool:
-    """Whether a live process, on any machine that sees the file, executes the cell of this lock."""
-    with _held(lock, patience=0) as free:
-        return not free
-
-
-@contextmanager
-def _held(path: Path, patience: float = _PATIENCE) -> Iterator[bool]:
-    """Hold a lock, which the kernel drops when its holder dies; yields False if another holds it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
-    try:
-        lock.acquire(timeout=patience)
-    except filelock.Timeout:
-        yield False
-        return
-    try:
-        yield True
-    finally:
-        lock.release()
 
 
 def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, str], unwanted: Callable) -> Status:
@@ -111,7 +89,7 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
-            env=dict(environment),
+            env={**environment, SCRATCH: str(scratch)},
             start_new_session=True,  # the terminal's Ctrl-C is the runner's business alone
         )
         try:
@@ -120,6 +98,8 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
             _kill_tree(process)
     if stopped is None:
         return Status(cell, "to do")
+    if process.returncode and (scratch / WAITING).exists():
+        return Status(cell, "busy", why=(scratch / WAITING).read_text())
     rank, why = _outcome(scratch, process.returncode)
     if stopped:
         why = f"{stopped}; {why}" if why.startswith("KeyboardInterrupt") else stopped

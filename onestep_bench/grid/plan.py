@@ -23,7 +23,7 @@ from onestep_bench.grid.parameters import Notebook, checked, kind
 from onestep_bench.units import bytes_of, seconds_of
 
 _TOP_KEYS = ("name", "title", "dataset", "defaults", "limit", "memory", "stages")
-_STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory")
+_STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory", "takes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # File names hold 255 bytes; the partial file adds a dot and '.partial.ipynb', its replacement a random suffix.
 _LONGEST_ID = 200
@@ -122,7 +122,7 @@ class _Stage:
     needs: tuple[str, ...]
     parameters: dict
     over: dict[str, list]
-    bounds: dict  # gpus, limit and memory of its cells
+    bounds: dict  # gpus, limit, memory and takes of its cells
     cells: list[Cell] = field(default_factory=list)
 
     @property
@@ -180,12 +180,13 @@ def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks
 
 
 def _read_bounds(mapping: dict, where: str) -> dict:
-    """gpus, limit and memory, of those that stand in the mapping."""
+    """gpus, limit, memory and takes, of those that stand in the mapping."""
     bounds = {}
     for key, read, wanted in (
         ("gpus", _whole_number, "a whole number of 1 or more"),
         ("limit", seconds_of, "seconds, or a time such as 90s, 10min, 2h"),
         ("memory", bytes_of, "bytes, or a size such as 800MB, 8GB"),
+        ("takes", seconds_of, "seconds, or a time such as 90s, 10min, 2h"),
     ):
         if key not in mapping:
             continue

@@ -8,7 +8,9 @@ from html import escape
 from pathlib import Path
 
 from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, scratch_path, status_of
+from onestep_bench.grid.locks import is_held
 from onestep_bench.grid.plan import read_grid
+from onestep_bench.grid.schedule import expected
 from onestep_bench.units import duration
 
 STATES = ("done", "running", "failed", "to do")
@@ -30,34 +32,22 @@ def _running(cell: Cell, folder: Path) -> Status | None:
         started = json.loads((scratch / RUNNING).read_text())["started"]
     except (OSError, ValueError):
         return None
-    from onestep_bench.grid.execution import is_held
-
     # A killed run leaves its record, but not its lock.
     held = is_held(scratch.with_name(f"{cell.id}.lock"))
     return Status(cell, "running", max(0.0, time.time() - started)) if held else None
 
 
 def time_left(statuses: Sequence[Status]) -> float | None:
-    """Seconds until all is done, if the cells that are missing take as long as those of their stage did.
+    """Seconds until all is done, if the cells that are missing take as long as `schedule.expected` has it.
 
-    A stage of which nothing is done yet is judged by the others; None if nothing at all is done. As many cells are
-    taken to run at once as do now.
+    None if nothing at all is known of one. As many cells are taken to run at once as do now.
     """
-    took: dict[str, list[float]] = defaultdict(list)
-    for status in statuses:
-        if status.state == "done":
-            took[status.cell.stage].append(status.seconds)
-    if not took:
+    unfinished = [status for status in statuses if status.state in ("running", "to do")]
+    known = expected(statuses)
+    if any(status.cell.id not in known for status in unfinished) or (not unfinished and not known):
         return None
-    everything = [seconds for stage in took.values() for seconds in stage]
-
-    def expected(status: Status) -> float:
-        like = took.get(status.cell.stage) or everything
-        mean = sum(like) / len(like)
-        return max(0.0, mean - status.seconds) if status.state == "running" else mean
-
+    missing = [max(0.0, known[status.cell.id] - status.seconds * (status.state == "running")) for status in unfinished]
     running = sum(status.state == "running" for status in statuses)
-    missing = [expected(status) for status in statuses if status.state in ("running", "to do")]
     # However many run at once, the longest of them must end.
     return max([sum(missing) / max(running, 1), *missing], default=0.0)
 

@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterable
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,6 +23,9 @@ from onestep_bench.store.files import file_digest, write_json
 
 META = "artifact.json"
 CELLS = ".cells"  # folder of which cell used what
+# In a grid's cell: its folder for what is not whole, and in there the key of an artifact it would have to wait for.
+SCRATCH, WAITING = "ONESTEP_SCRATCH", "waiting"
+_PATIENCE = 10.0  # seconds that a cell waits for another process; less than it takes to begin again
 
 
 def root() -> Path:
@@ -106,7 +109,7 @@ def memo(kind: str, recipe: dict, parents: Iterable[Artifact], make: Callable[[P
     """
     parents = list(parents)
     folder = root() / key_of(kind, recipe, (parent.key for parent in parents))
-    with locked(folder):
+    with _our_turn(folder):
         _note_use(folder)
         if folder.exists() and _whole(folder):
             os.utime(folder / META)  # the time of its last use
@@ -124,6 +127,26 @@ def memo(kind: str, recipe: dict, parents: Iterable[Artifact], make: Callable[[P
 
 
 @contextmanager
+def _our_turn(folder: Path):
+    """Hold the artifact's lock. A grid's cell does not wait long for it: its worker has other cells to execute."""
+    scratch = os.environ.get(SCRATCH)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(locked(folder, _PATIENCE if scratch else -1))
+        except Timeout as error:
+            Path(scratch, WAITING).write_text(folder.name)
+            raise OnestepError(
+                f"another process makes {folder.name}; this cell begins again when it is there"
+            ) from error
+        yield
+
+
+def lock_of(folder: Path) -> Path:
+    """The file whose lock a process holds while it makes the artifact of this folder."""
+    return folder.with_name(f".{folder.name}.lock")
+
+
+@contextmanager
 def locked(folder: Path, timeout: float = -1):
     """Hold the artifact's lock, after waiting for at most `timeout` seconds (then filelock.Timeout), or for ever.
 
@@ -131,7 +154,7 @@ def locked(folder: Path, timeout: float = -1):
     """
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(folder.with_name(f".{folder.name}.lock"))
+        lock = FileLock(lock_of(folder))
         lock.acquire(timeout)  # another process is making the same artifact
     except Timeout:  # an OSError too
         raise

@@ -167,6 +167,33 @@ def test_run_executes_renders_and_says_where(path, tmp_path, capsys, monkeypatch
     assert "ONESTEP_STORE" not in os.environ
 
 
+def test_a_draft_of_the_report_is_there_before_the_end(path, tmp_path, capsys, pretend):
+    """The first cell is done: its scores are drawn while the others run, and the terminal says where."""
+    page = tmp_path / "reports" / "tiny" / "report.html"
+
+    def execute(cell, folder, environment, unwanted):
+        while cell.id != "a" and not page.exists():
+            time.sleep(0.05)
+        mark(path, [other.id for other in read_grid(path).cells].index(cell.id))
+        return status_of(cell, folder)
+
+    pretend(execute)
+    assert main(["run", path]) == 0
+    told = capsys.readouterr().out
+    assert f"report so far (1 of 3 cells): {page}" in told
+    assert told.splitlines()[-1] == f"report: {page}"
+    assert page.read_text().count('class="done">done') == 3  # the last word is not the draft's
+
+
+def test_a_folder_of_executed_notebooks_is_reported_too(tmp_path, capsys):
+    executed(tmp_path / "done" / "one.ipynb", [row(seed=0)])
+    assert main(["report", str(tmp_path / "done"), "--out", str(tmp_path / "out")]) == 0
+    assert (tmp_path / "out" / "report.html").exists()
+    (tmp_path / "empty").mkdir()
+    assert main(["report", str(tmp_path / "empty")]) == 2
+    assert "holds no executed notebooks" in capsys.readouterr().err
+
+
 def test_failed_cells_exit_with_1(path, capsys, pretend):
     pretend(lambda cell, folder, environment, unwanted: Status(cell, "failed", 1.0, "ValueError: no luck"))
     assert main(["run", path]) == 1

@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from distributed import Client
+from filelock import FileLock
 from tiny import executed, grid_file, notebook, recording, row
 
 from onestep_bench.errors import OnestepError
@@ -132,6 +133,43 @@ def test_a_cell_of_another_run_comes_back_last(pretend):
     assert order.count("a") == 2
     assert [(s.cell.id, s.state) for s in statuses if s.state == "waiting"] == [("a", "waiting")]
     assert {s.cell.id for s in statuses if s.state == "done"} == set("abcd")
+
+
+def test_the_longest_way_to_the_end_begins_first(client, tmp_path, monkeypatch):
+    order = []
+
+    def execute(cell, folder, environment, unwanted):
+        order.append(cell.id)
+        time.sleep(0.2)
+        return Status(cell, "done")
+
+    monkeypatch.setattr(execution, "execute", execute)
+    seconds = {"short": 1, "long": 9, "middle": 5, "first": 2, "last": 8, "gate": 0.1}
+    cells = [Cell(name, tmp_path, {}, ("first",) if name == "last" else (), name, name) for name in seconds]
+    list(run_cells(cells, tmp_path, {}, client, seconds=seconds, slots=1))
+    assert order == ["first", "long", "last", "middle", "short", "gate"]
+
+
+def test_a_cell_that_would_wait_for_an_artifact_makes_room_and_begins_again(client, tmp_path, monkeypatch):
+    """Cell b needs what somebody else makes just now: c runs meanwhile, in the one slot, and b when it is there."""
+    order, lock = [], FileLock(tmp_path / ".model-1.lock", thread_local=False)
+
+    def execute(cell, folder, environment, unwanted):
+        order.append(cell.id)
+        if order == ["b"]:
+            return Status(cell, "busy", why="model-1")
+        if cell.id == "c":
+            lock.release()
+        return Status(cell, "done")
+
+    monkeypatch.setattr(execution, "execute", execute)
+    lock.acquire()
+    cells = [Cell(name, tmp_path, {}, (), name, name) for name in "bc"]
+    settings = {"ONESTEP_STORE": str(tmp_path)}
+    statuses = [status for status in run_cells(cells, tmp_path, settings, client, slots=1) if status]
+    assert order == ["b", "c", "b"]
+    assert ("b", "waiting", "model-1") in [(s.cell.id, s.state, s.why) for s in statuses]
+    assert [s.cell.id for s in statuses if s.state == "done"] == ["c", "b"]
 
 
 # ---- notebooks ------------------------------------------------------------------------------------------------------

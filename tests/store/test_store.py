@@ -203,3 +203,13 @@ def test_json_is_replaced_whole(tmp_path):
         write_json(tmp_path / "a.json", {"b": object()})
     assert (tmp_path / "a.json").read_text() == '{\n "b": 1\n}\n'
     assert [file.name for file in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_a_grids_cell_does_not_wait_long_for_what_another_process_makes(tmp_path, store_folder, monkeypatch, refuses):
+    folder = store_folder / key_of("model", {"a": 1}, [])
+    monkeypatch.setenv(artifacts.SCRATCH, str(tmp_path))
+    monkeypatch.setattr(artifacts, "_PATIENCE", 0.05)
+    with artifacts.locked(folder), refuses("another process makes", folder.name):
+        memo("model", {"a": 1}, [], Maker())
+    assert (tmp_path / artifacts.WAITING).read_text() == folder.name
+    memo("model", {"a": 1}, [], Maker())  # nobody holds it any more
