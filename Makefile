@@ -8,7 +8,7 @@ ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
 .PHONY: quickstart test test-slow lab notebooks chaos slurm lint
 
-quickstart: .venv/ready
+quickstart: .venv/grid
 	$(BIN)/onestep-bench run params/quickstart.yaml
 
 test: .venv/ready lint
@@ -23,7 +23,7 @@ lint: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-lab: .venv/ready
+lab: .venv/lab
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 # Store the notebooks again with the outputs of their default parameters.
@@ -42,7 +42,12 @@ slurm: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python scripts/slurm.py
 
-.venv/ready: pyproject.toml constraints.txt
+# What a target needs and no more: dev for tests, grid for runs, lab for JupyterLab. Modules are compiled as they are
+# first imported: compiling all of torch takes longer than all the rest of the installation.
+.venv/ready: EXTRAS = dev
+.venv/grid: EXTRAS = grid
+.venv/lab: EXTRAS = grid,lab
+.venv/ready .venv/grid .venv/lab: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(BIN)/python -m pip install --quiet --no-compile --constraint constraints.txt --editable '.[$(EXTRAS)]'
 	touch $@

@@ -1,7 +1,8 @@
-"""The one exception type that stands for a user's mistake, and the near-miss hint in its text."""
+"""The one exception type that stands for a user's mistake, and what often stands in its text."""
 
 import difflib
 from collections.abc import Iterable
+from importlib.util import find_spec
 
 
 class OnestepError(Exception):
@@ -18,3 +19,13 @@ def near_miss(name: str, known: Iterable[str]) -> str:
     if close:
         return f"; did you mean {close[0]!r}?"
     return f"; known: {', '.join(known)}" if known else ""
+
+
+def needs_extra(extra: str, what: str, *packages: str) -> None:
+    """Raise OnestepError, naming the extra of this package to install, unless these packages can be imported.
+
+    what: that needs them, as the message begins. Imports none of them: a package that is there but broken tells more.
+    """
+    missing = [name for name in packages if find_spec(name) is None]
+    if missing:
+        raise OnestepError(f"{what} needs {', '.join(missing)}: pip install 'onestep-bench[{extra}]'")

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.errors import OnestepError, near_miss, needs_extra
 from onestep_bench.paths import FLOW
 
 Distance = Callable[[Tensor, Tensor], Tensor]
@@ -54,10 +54,9 @@ def _lpips_network(device: torch.device) -> torch.nn.Module:
     from onestep_bench.compat import import_torchvision
 
     import_torchvision()
-    try:
-        from lpips import LPIPS
-    except ImportError as error:
-        raise OnestepError("distance 'lpips' needs the lpips package: pip install 'onestep-bench[lpips]'") from error
+    needs_extra("lpips", "distance 'lpips'", "lpips")
+    from lpips import LPIPS
+
     try:
         network = LPIPS(net="vgg", verbose=False)
     except OSError as error:  # urllib's errors are OSErrors

@@ -42,3 +42,13 @@ def test_version_is_stated_once_in_truth():
 
     assert onestep_bench.__version__ == PROJECT["version"]
     assert f"version: {PROJECT['version']}" in (ROOT / "CITATION.cff").read_text()
+
+
+def test_the_library_alone_brings_neither_grid_nor_lab():
+    brought = {Requirement(text).name for text in PROJECT["dependencies"]}
+    assert not brought & {Requirement(text).name for text in listed("grid") + listed("lab")}
+
+
+def test_all_is_every_extra_that_the_library_can_use():
+    (everything,) = PROJECT["optional-dependencies"]["all"]
+    assert Requirement(everything).extras == PROJECT["optional-dependencies"].keys() - {"all", "benchmark", "dev"}

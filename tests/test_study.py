@@ -264,8 +264,16 @@ def test_scores_are_found_again_and_not_repeated(evaluated, teacher, digits, mon
             )
 
 
+def test_a_plain_script_prints_what_it_records(evaluated, capsys):
+    study.record(evaluated)
+    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
+    assert lines[0][:2] == ["nfe", "fid"]
+    assert [line[-7] for line in lines[2:]] == ["1.0", "3.0"]  # NFE, a line for each number of steps
+
+
 def test_what_is_recorded_can_be_read_back(evaluated, monkeypatch, tmp_path):
     shown = []
+    monkeypatch.setattr("IPython.get_ipython", object)
     monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append((bundle, raw)))
     study.record(evaluated, evaluated)
     ((bundle, raw),) = shown

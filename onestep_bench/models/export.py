@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from onestep_bench.data.pixels import to_uint8
 from onestep_bench.denoiser import Denoiser
-from onestep_bench.errors import OnestepError
+from onestep_bench.errors import OnestepError, needs_extra
 from onestep_bench.models import cost
 from onestep_bench.store.files import replacing
 
@@ -120,11 +120,9 @@ def _to_torch(program: torch.export.ExportedProgram, file: Path) -> Run:
 
 
 def _to_onnx(program: torch.export.ExportedProgram, file: Path) -> Run:
-    try:
-        import onnxruntime
-        import onnxscript  # noqa: F401
-    except ImportError as error:
-        raise OnestepError(f"ONNX needs {error.name}; pip install 'onestep-bench[export]'") from error
+    needs_extra("export", "ONNX", "onnxruntime", "onnxscript")
+    import onnxruntime
+
     names = ["z", "labels"][: len(program.graph_signature.user_inputs)]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about its own versions, nothing that a user could do

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from onestep_bench.compat import import_clip, import_torchvision
-from onestep_bench.errors import OnestepError
+from onestep_bench.errors import OnestepError, needs_extra
 from onestep_bench.scoring.judges import FeatureExtractor, extractor
 from onestep_bench.scoring.judges.weights import weights
 
@@ -18,10 +18,8 @@ URL = f"https://openaipublic.azureedge.net/clip/models/{SHA256}/ViT-B-32.pt"
 @extractor("clip")
 def _clip(device: torch.device) -> FeatureExtractor:
     import_torchvision()
-    try:
-        import_clip()
-    except ImportError as error:
-        raise OnestepError("the 'clip' judge needs the package clip; pip install 'onestep-bench[clip]'") from error
+    needs_extra("clip", "the 'clip' judge", "clip")
+    import_clip()
     from cleanfid.clip_features import CLIP_fx, img_preprocess_clip
 
     path = weights(URL, SHA256)

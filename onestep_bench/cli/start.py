@@ -1,0 +1,80 @@
+"""`start`: a folder to work in, with the notebooks and the grids that came with the package."""
+
+import argparse
+import shutil
+import uuid
+from pathlib import Path
+
+import onestep_bench
+from onestep_bench.errors import OnestepError
+
+_PACKAGE = Path(onestep_bench.__file__).parent
+_FOLDERS = ("notebooks", "params")
+_README = """# A working folder of onestep_bench {version}
+
+`notebooks/` is there to be read and changed, and each file of `params/` is a grid of runs of these notebooks.
+
+```
+pip install 'onestep-bench[grid,lab]'        # what runs grids, and JupyterLab; the library alone has neither
+onestep-bench run params/quickstart.yaml     # minutes on two CPU cores, no GPU; ends in reports/quickstart/report.html
+jupyter lab --notebook-dir=notebooks         # begin with tour.ipynb
+onestep-bench --help                         # plan, status and report of a grid; other people's models; the store
+```
+
+`notebooks/report.ipynb` draws the run with `notebooks = "../reports/quickstart/notebooks"`. Models, pairs and scores
+are kept under `~/.cache/onestep_bench`, or where ONESTEP_STORE says.
+"""
+
+
+def add_commands(commands) -> None:
+    """Add start."""
+    text = "write a folder to work in: the notebooks, the grids and a README"
+    sub = commands.add_parser("start", help=text, description=text)
+    sub.set_defaults(command=_start)
+    sub.add_argument("folder", type=Path, metavar="DIR", help="a new folder, or an empty one")
+
+
+def _start(options: argparse.Namespace) -> int:
+    files = _files()
+    try:
+        _write(options.folder, files)
+    except OSError as error:
+        why = error.strerror or error
+        raise OnestepError(f"cannot write {options.folder}: {why}; free space or choose another folder") from error
+    print(f"{options.folder}: {' and '.join(_FOLDERS)}; {options.folder / 'README.md'} says how to go on")
+    return 0
+
+
+def _files() -> dict[Path, Path]:
+    """Path in a working folder to the file it is a copy of: in the package, or in a checkout beside it."""
+    shipped = _PACKAGE / "start_files"
+    origin = shipped if shipped.is_dir() else _PACKAGE.parent
+    found = [path.relative_to(origin) for name in _FOLDERS for path in sorted((origin / name).rglob("*"))]
+    # Hidden folders are JupyterLab's: checkpoints of notebooks.
+    whole = [path for path in found if (origin / path).is_file() and not any(part[0] == "." for part in path.parts)]
+    if {path.parts[0] for path in whole} != set(_FOLDERS):
+        raise OnestepError(f"there are no notebooks and params in {origin}; reinstall onestep-bench")
+    return {path: origin / path for path in whole}
+
+
+def _write(folder: Path, files: dict[Path, Path]) -> None:
+    """Write all of it or nothing."""
+    exists = folder.exists()
+    if exists and (not folder.is_dir() or any(folder.iterdir())):
+        raise OnestepError(f"{folder} is there already, and is no empty folder; choose another name")
+    # An empty folder may be one that a shell stands in, or a mounted disk: it is filled, not replaced.
+    beside = folder if exists else folder.absolute().parent
+    beside.mkdir(parents=True, exist_ok=True)
+    temporary = beside / f".start-{uuid.uuid4().hex}"
+    try:
+        for name, source in files.items():
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, temporary / name)
+        (temporary / "README.md").write_text(_README.format(version=onestep_bench.__version__), encoding="utf-8")
+        if not exists:
+            temporary.rename(folder)
+            return
+        for entry in sorted(temporary.iterdir()):
+            entry.rename(folder / entry.name)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
