@@ -3,9 +3,9 @@
 `noise` is standard normal (n, c, h, w) and is scaled to the path here; `times` are the levels from noise to data,
 steps + 1 of them, the last one 0. States are kept in float64 (the networks run in their own dtype), images come back
 in the dtype of `noise`. A `denoiser` is anything with the call signature of `Denoiser` and a `path`.
+To add one, write its function here and mark it `@register("name")`.
 """
 
-import functools
 from collections.abc import Callable
 from itertools import pairwise
 
@@ -19,6 +19,25 @@ from onestep_bench.paths import FLOW, VE, Path
 
 Sampler = Callable[..., Tensor]
 
+SAMPLERS: dict[str, Sampler] = {}
+
+
+def register(name: str) -> Callable[[Sampler], Sampler]:
+    """Make a sampler known by `name`."""
+
+    def known(step: Sampler) -> Sampler:
+        SAMPLERS[name] = step
+        return step
+
+    return known
+
+
+def sampler(name: str) -> Sampler:
+    """The sampler of that name. Raises OnestepError if there is none."""
+    if name not in SAMPLERS:
+        raise OnestepError(f"unknown sampler {name!r}{near_miss(name, SAMPLERS)}")
+    return SAMPLERS[name]
+
 
 def _start(denoiser, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     """The state at the first level and all levels, in float64."""
@@ -28,6 +47,7 @@ def _start(denoiser, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     return denoiser.path.prior_std(times[0]) * noise.double(), times
 
 
+@register("ddim")
 @torch.no_grad()
 def ddim(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None, *, clip: bool = False) -> Tensor:
     """DDIM with eta = 0 (Song et al. 2021, arXiv:2010.02502, Eq. 12), which is Euler's method on FLOW and VE.
@@ -44,9 +64,16 @@ def ddim(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None, *
     return x.to(noise.dtype)
 
 
+@register("euler")
 def euler(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
     """Euler's method for the probability-flow ODE: the same step as `ddim`, written in x0 and eps."""
     return ddim(denoiser, noise, times, labels)
+
+
+@register("ddim-clip")
+def ddim_clip(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+    """`ddim` with every predicted x0 clamped to [-1, 1], as DDPM's samplers do."""
+    return ddim(denoiser, noise, times, labels, clip=True)
 
 
 def one_step(denoiser, noise: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -55,6 +82,7 @@ def one_step(denoiser, noise: Tensor, labels: Tensor | None = None) -> Tensor:
     return denoiser(denoiser.path.prior_std(level) * noise, level, labels, want="x0")
 
 
+@register("heun")
 @torch.no_grad()
 def heun(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
     """Heun's method for the probability-flow ODE (Karras et al. 2022, Algorithm 1); Euler on the step that ends at 0.
@@ -71,6 +99,7 @@ def heun(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -
     return x.to(noise.dtype)
 
 
+@register("dpmpp_2m")
 @torch.no_grad()
 def dpmpp_2m(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
     """DPM-Solver++(2M), data prediction, deterministic (Lu et al. 2022, arXiv:2211.01095, Algorithm 2).
@@ -93,6 +122,7 @@ def dpmpp_2m(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = Non
     return x.to(noise.dtype)
 
 
+@register("rk45")
 @torch.no_grad()
 def rk45(denoiser, noise: Tensor, times: Tensor | None = None, labels: Tensor | None = None, *, tol: float = 1e-5):
     """Adaptive Runge-Kutta 4(5) (Dormand-Prince, SciPy) for the flow from noise to data; `times` is not used.
@@ -113,23 +143,6 @@ def rk45(denoiser, noise: Tensor, times: Tensor | None = None, labels: Tensor | 
     if not solution.success:
         raise OnestepError(f"rk45 gave up: {solution.message}; loosen tol or use heun")
     return torch.from_numpy(solution.y[:, -1]).reshape(noise.shape).to(noise)
-
-
-SAMPLERS: dict[str, Sampler] = {
-    "ddim-clip": functools.partial(ddim, clip=True),
-    "euler": euler,
-    "ddim": ddim,
-    "heun": heun,
-    "dpmpp_2m": dpmpp_2m,
-    "rk45": rk45,
-}
-
-
-def sampler(name: str) -> Sampler:
-    """The sampler of that name. Raises OnestepError if there is none."""
-    if name not in SAMPLERS:
-        raise OnestepError(f"unknown sampler {name!r}{near_miss(name, SAMPLERS)}")
-    return SAMPLERS[name]
 
 
 def karras_times(steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7) -> Tensor:

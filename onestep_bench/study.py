@@ -5,6 +5,7 @@ Ranks (see `ranks`) call the same functions and work on the same artifact: rank 
 
 import copy
 import os
+import sys
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -21,6 +22,7 @@ from onestep_bench.models import checkpoints, cost, sampling, zoo
 from onestep_bench.models.model import FOREIGN, Model, Pairs
 from onestep_bench.models.pretrained import find, load_pretrained
 from onestep_bench.models.sampling import sample
+from onestep_bench.scoring import references
 from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
 from onestep_bench.scoring.rows import MIME, bundle
 from onestep_bench.seeds import seed_for
@@ -51,13 +53,15 @@ def train(
     images seen. size: named network size, by default that of `init`. init: a model whose averaged weights the student
     starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of the pairs.
     options: fields of the method's config and of `TrainConfig`.
-    Raises OnestepError for an unknown method, size or option, and for data or a teacher that does not fit the method.
+    Raises OnestepError for an unknown method, size or option, for data or a teacher that does not fit the method, and
+    for a method that would look through a network that judges.
     """
     chosen = methods.get(method)
     if conditional is None:
         conditional = bool((teacher or data).class_counts) if teacher or isinstance(data, Pairs) else False
     _check_inputs(chosen, data, size, teacher, init, conditional)
     config, training = _configs(chosen, options | {"kimg": kimg})
+    _check_independence(chosen, config)
     size = size or init.size
     class_counts = init.class_counts if init else _class_counts(data, conditional)
     recipe = {
@@ -179,6 +183,16 @@ def _check_inputs(method, data, size, teacher, init, conditional) -> None:
         raise OnestepError(f"size {size} differs from the init model's {init.size}; leave size out")
 
 
+def _check_independence(method, config) -> None:
+    """A method on the judge's own features would mark its own homework."""
+    for network in method.looks_through(config):
+        if judge := references.judge_in(network):
+            raise OnestepError(
+                f"{method.name} would look through {network!r}, which is what the {judge!r} judge of samples sees, so "
+                "its scores would mean nothing; choose another network"
+            )
+
+
 def _configs(method, options: dict) -> tuple[object, TrainConfig]:
     own = {field.name for field in fields(method.config)}
     common = {field.name for field in fields(TrainConfig)}
@@ -220,9 +234,8 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
     labels = data.labels if nets.student.num_classes else None
     source = Source(data.images, labels, data.noise if isinstance(data, Pairs) else None, device())
     rows = []
-    with together.bar(
-        total=round(training.steps * training.batch_size / 1000, 1), unit="kimg", desc=method.name
-    ) as bar:
+    images = training.steps * training.batch_size
+    with together.bar(total=images, unit="img", unit_scale=True, desc=method.name) as bar:
         objective = method.objective(nets, config)
         steps = fit(
             objective,
@@ -238,7 +251,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
         )
         for row in steps:
             rows.append(row)
-            bar.update(row.kimg - bar.n)
+            bar.update(row.step * training.batch_size - bar.n)
             bar.set_postfix(row.losses)
     return ema, rows
 
@@ -289,9 +302,8 @@ def _join_parts(parts: Iterable[Path], folder: Path) -> float:
 
 
 def record(*bundles: dict) -> None:
-    """Show score bundles as a table and leave them in the notebook's output: an executed notebook is the record."""
+    """Show score bundles as a table; in a notebook, leave them in its output: an executed notebook is the record."""
     import pandas as pd
-    from IPython.display import display
 
     rows = [row for bundle in bundles for row in bundle["rows"]]
     strips = [strip for bundle in bundles for strip in bundle["strips"]]
@@ -307,5 +319,11 @@ def record(*bundles: dict) -> None:
         recall=("recall", "mean"),
         class_gap=("class_gap", "mean"),
     )
-    data = {MIME: bundle(rows, strips), "text/plain": table.round(2).to_string()}
-    display(data | {"text/html": table.round(2).to_html()}, raw=True)
+    text = table.round(2).to_string()
+    # Where a notebook or a shell of IPython runs, it is imported.
+    if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
+        print(text)
+        return
+    from IPython.display import display
+
+    display({MIME: bundle(rows, strips), "text/plain": text, "text/html": table.round(2).to_html()}, raw=True)

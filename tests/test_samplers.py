@@ -18,6 +18,7 @@ from onestep_bench.samplers import (
     euler,
     heun,
     karras_times,
+    register,
     rk45,
     sampler,
     uniform_times,
@@ -162,6 +163,7 @@ def test_images_come_back_in_the_dtype_of_the_noise(name, digits_like, noise):
 def test_ddim_clips_what_it_predicts(noise):
     bright = IdealDenoiser(torch.full((1, 1, 8, 8), 3.0))
     assert (ddim(bright, noise, karras_times(4), clip=True) == 1).all()
+    assert (sampler("ddim-clip")(bright, noise, karras_times(4)) == 1).all()
     torch.testing.assert_close(ddim(bright, noise, karras_times(4)), torch.full_like(noise, 3.0))
 
 
@@ -213,3 +215,13 @@ def test_levels_must_fall(step, times, digits_like, noise, refuses):
 def test_an_unknown_sampler_is_named(refuses):
     with refuses("'huen'", "did you mean 'heun'?"):
         sampler("huen")
+
+
+def test_a_sampler_is_known_by_the_name_it_registers(monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "twice", None)  # for the test alone
+
+    @register("twice")
+    def twice(denoiser, noise, times, labels=None):
+        return 2 * denoiser(noise, times[0], labels)
+
+    assert sampler("twice") is twice

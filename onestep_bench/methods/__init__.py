@@ -9,7 +9,7 @@ The mathematics stands in pure functions of explicit tensors, the objective only
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from torch import Tensor, nn
@@ -66,6 +66,7 @@ class Method:
     auxiliary: `(nets, config) -> networks` for nets.auxiliary, made from the run's seed.
     training: defaults of TrainConfig that the paper sets otherwise.
     adams: `(config, betas of the student) -> {network: Adam}`, for networks that do not train as the student does.
+    looks_through: `config -> names` of the feature networks in its losses, none of which may be one that judges.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Method:
     auxiliary: Callable[[Nets, object], dict[str, nn.Module]] = lambda nets, config: {}
     training: dict = field(default_factory=dict)
     adams: Callable[[object, tuple[float, float]], dict[str, Adam]] = lambda config, betas: {}
+    looks_through: Callable[[object], Iterable[str]] = lambda config: ()
 
 
 _registry: dict[str, Method] = {}

@@ -166,6 +166,7 @@ register(
         auxiliary=_critic,
         training={"lr": 1e-4, "betas": (0.0, 0.99), "batch_size": 256, "ema_rampup": 0.05},
         adams=_lazy,
+        looks_through=lambda cfg: critics.backbones_in(cfg.critic),
     )
 )
 

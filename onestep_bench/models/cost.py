@@ -50,6 +50,7 @@ class Stopwatch:
 
 def latency_ms(call: Callable[[], object], device: torch.device | str, repeats: int = 20) -> tuple[float, float]:
     """Median and 95th percentile of the wall-clock milliseconds of `call`, after three warm-up calls."""
+    # Not torch.utils.benchmark: its times are means over blocks of calls, which have no 95th percentile.
     times = []
     for index in range(repeats + 3):
         _synchronise(device)
@@ -88,6 +89,7 @@ class PeakMemory:
 
 
 def _status_megabytes(field: str) -> float:
+    # Not psutil: it does not read Linux's high-water mark.
     text = Path("/proc/self/status").read_text()
     return int(re.search(rf"{field}:\s+(\d+) kB", text)[1]) / 1024
 

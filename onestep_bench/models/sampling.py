@@ -16,18 +16,12 @@ from onestep_bench.training.ranks import device
 BATCH = 256
 
 
-def sample(
-    model: Model,
-    indices: Sequence[int],
-    *,
-    sampler: str = "euler",
-    steps: int = 1,
-    seed: int = 0,
-    purpose: str = "sample",
-) -> Tensor:
-    """Images (len(indices), c, h, w) float32 in about [-1, 1], on the CPU: all batches of `sample_batches` together."""
-    batches = sample_batches(model, indices, sampler=sampler, steps=steps, seed=seed, purpose=purpose)
-    return torch.cat([batch.cpu() for batch in batches])
+def sample(model: Model, indices: Sequence[int], **asked) -> Tensor:
+    """Images (len(indices), c, h, w) float32 in about [-1, 1], on the CPU: all batches of `sample_batches` together.
+
+    asked: sampler, steps, seed and purpose, as `sample_batches` takes them.
+    """
+    return torch.cat([batch.cpu() for batch in sample_batches(model, indices, **asked)])
 
 
 def sample_batches(

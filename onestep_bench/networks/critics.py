@@ -14,16 +14,13 @@ from torch.nn import functional as F
 from torch.nn.utils.parametrizations import spectral_norm
 
 from onestep_bench.denoiser import Denoiser
-from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.errors import OnestepError, near_miss, needs_extra
 
 # Images (n, c, h, w) in [-1, 1] and one-hot labels or None -> feature maps, finest first.
 Backbone = Callable[[Tensor, Tensor | None], list[Tensor]]
 
 LEVELS = 4  # feature maps taken from each backbone, as in the papers
 FINEST = 4  # a head halves its map until no side is longer
-
-# A critic on the judge's own features would mark its own homework.
-_JUDGES = ("digits", "classifier", "inception", "clip", "dinov2")
 
 
 def teacher_backbone(teacher: Denoiser, ratio: float) -> Backbone:
@@ -46,10 +43,9 @@ def timm_backbone(name: str, device: torch.device) -> Backbone:
     from onestep_bench.compat import import_torchvision
 
     import_torchvision()
-    try:
-        import timm
-    except ImportError as error:
-        raise OnestepError(f"critic 'timm:{name}' needs timm: pip install 'onestep-bench[critics]'") from error
+    needs_extra("critics", f"critic 'timm:{name}'", "timm")
+    import timm
+
     known = timm.list_models(pretrained=True, include_tags=False)
     if name not in known:
         raise OnestepError(f"timm has no pretrained network {name!r}{near_miss(name, known)}")
@@ -77,11 +73,6 @@ def timm_backbone(name: str, device: torch.device) -> Backbone:
 
 def _backbone(name: str, teacher: Denoiser, ratio: float) -> Backbone:
     kind, _, network = name.partition(":")
-    if any(judge in name.lower().replace("-", "").replace("_", "") for judge in _JUDGES):
-        raise OnestepError(
-            f"critic {name!r} sees what a judge of samples sees, so scores would mean nothing; "
-            "use 'teacher' or another timm network"
-        )
     if name == "teacher":
         return teacher_backbone(teacher, ratio)
     if kind == "timm" and network:
@@ -182,13 +173,18 @@ class Critic(nn.Module):
         return torch.cat(logits, dim=1)
 
 
+def backbones_in(names: str) -> list[str]:
+    """The backbones that a critic's name joins by '+'."""
+    return names.split("+")
+
+
 def critic(names: str, teacher: Denoiser, *, channels: int, ratio: float) -> Critic:
     """The critic for a teacher's images that sees through `names`: 'teacher', 'timm:NAME', or several joined by '+'.
 
     ratio: noise-to-signal ratio at which the teacher's encoder is asked. Its random weights come from torch's global
-    generator. Raises OnestepError for an unknown backbone, one that judges samples, or one that cannot be had.
+    generator. Raises OnestepError for an unknown backbone, or one that cannot be had.
     """
-    backbones = [_backbone(name, teacher, ratio) for name in names.split("+")]
+    backbones = [_backbone(name, teacher, ratio) for name in backbones_in(names)]
     config = teacher.net.config
     shape = (config["in_channels"], config["img_resolution"], config["img_resolution"])
     device = next(teacher.parameters()).device

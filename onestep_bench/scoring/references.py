@@ -28,6 +28,15 @@ def names() -> list[str]:
     return sorted([*judges.names(), "classifier"])
 
 
+def judge_in(network: str) -> str | None:
+    """The judge that a network's name tells of, 'clip' in 'timm:vit_base_patch16_clip_224'; None if there is none."""
+    return next((judge for judge in names() if _folded(judge) in _folded(network)), None)
+
+
+def _folded(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
 @dataclass(frozen=True)
 class Statistics:
     """A file of published reference statistics (mu, sigma), in place of the images of a data set.

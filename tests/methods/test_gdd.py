@@ -1,5 +1,6 @@
 """GDD: what is frozen, the losses, R1, and the objective's three steps."""
 
+import copy
 import math
 
 import pytest
@@ -134,6 +135,27 @@ def test_a_step_is_generator_then_critic_and_r1_now_and_then(teacher):
     batch = Batch(images(8) / 127.5 - 1)
     named = [[which for _, which in objective(batch, draw(step))] for step in range(5)]
     assert named == [["student", "critic", "critic"], *[["student", "critic"]] * 3, ["student", "critic", "critic"]]
+
+
+def test_the_generator_is_trained_without_dropout(teacher):
+    """The sizes for digits have none; those of CIFAR-10 do, and a generator that drops out is another generator."""
+    method, config = get("gdd"), GDDConfig(critic_channels=8)
+    net = networks.sized("0.05M", 8, 1, dropout=0.5)
+    net.load_state_dict(teacher.net.state_dict())
+    student = method.student(config, net, teacher.native, teacher).train()  # as `study.train` hands it over
+    nets = Nets(student, teacher)
+    torch.manual_seed(0)
+    nets.auxiliary = method.auxiliary(nets, config)
+    config_of_run = TrainConfig(kimg=0.016, batch_size=8, betas=(0.0, 0.99), lr=1e-9)
+    source = Source(images(), None, None, "cpu")
+    everything = {"student": student, **nets.auxiliary}
+    list(fit(method.objective(nets, config), everything, source, config_of_run, seed=0, ema=copy.deepcopy(student)))
+    noise, seen = torch.randn(4, 1, 8, 8), []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        seen.append(one_step(student, noise))
+    assert torch.equal(*seen)
+    torch.testing.assert_close(seen[0], one_step(teacher, noise), rtol=1e-4, atol=1e-4)
 
 
 def test_lazy_r1_is_right_in_expectation(teacher):
