@@ -2,6 +2,7 @@
 
 import re
 
+# Not dask.utils, which reads the same texts: planning needs no Dask, and importing it takes longer than planning.
 _SECONDS = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 _BYTES = {"B": 1} | {
     f"{prefix}{end}": base**i for i, prefix in enumerate("KMGT", 1) for end, base in (("B", 1000), ("iB", 1024))

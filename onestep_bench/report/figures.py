@@ -3,7 +3,6 @@
 import textwrap
 from collections.abc import Iterable
 from functools import wraps
-from itertools import pairwise, product
 from pathlib import Path
 
 import matplotlib as mpl
@@ -14,11 +13,11 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.patheffects import Normal, Stroke
 from matplotlib.text import Text
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from onestep_bench.errors import OnestepError
+from onestep_bench.report.labels import HALO, label_points
 from onestep_bench.report.tables import brief, drawable, is_teacher, millions, one_protocol, size_order
 
 PUBLISHED = Path(__file__).with_name("published.csv")
@@ -96,7 +95,7 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: dict[str,
     handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
     axes.legend(handles, names, loc="upper left", bbox_to_anchor=(1.01, 1.015), frameon=False, handlelength=2.6)
     several = claims[claims["nfe"] > 1]
-    _label_points(axes, [(*claim, _CLAIMED, 6) for claim in several[["nfe", "fid", "name"]].itertuples(index=False)])
+    label_points(axes, [(*claim, _CLAIMED, 6) for claim in several[["nfe", "fid", "name"]].itertuples(index=False)])
     _caption(
         axes, rows, lines, claims, " One-step ones are named in the plot against parameters." if len(claims) else ""
     )
@@ -162,7 +161,7 @@ def _against(rows: pd.DataFrame, x: str, steps: int, claims: pd.DataFrame, looks
         _log_ticks(axes, sorted(set(lines[x])))
         axes.set_xlabel("training images over the whole lineage (thousands)")
     axes.set_ylabel(f"{_fid_label(rows)}\nat {steps} step{'s' * (steps > 1)}, lower is better")
-    _label_points(axes, points, taken=target)
+    label_points(axes, points, taken=target)
     _caption(axes, rows, lines, claims)
     return figure
 
@@ -205,7 +204,7 @@ def _teacher_line(axes: Axes, best: pd.Series) -> Text:
         textcoords="offset points",
         color=MUTED,
         fontsize=7.5,
-        path_effects=_HALO,
+        path_effects=HALO,
     )
 
 
@@ -249,84 +248,6 @@ def _log_ticks(axes: Axes, values: list[float], text=brief) -> None:
 
 def _fid_label(rows: pd.DataFrame) -> str:
     return f"Fréchet distance ({rows['features'].iloc[0]} features)"
-
-
-# Where a name may stand: right of its point, left, above and below it, then the same farther out.
-_PLACES = list(product((7, 11, 18, 26, 36, 48, 62, 78, 96), (0, 180, 30, -30, 150, -150, 60, -60, 90, -90)))
-_HALO = [Stroke(linewidth=2, foreground="white"), Normal()]
-
-
-def _label_points(axes: Axes, points: list[tuple], taken: Iterable[Text] = ()) -> None:
-    """Write each name beside its point (x, y, name, colour, font size), off the markers, the lines and other names.
-
-    Greedy and deterministic: every name takes the least crowded place, the nearest of equals; a far one gets a thin
-    line. Call it last: it measures in pixels. taken: texts that already stand.
-    """
-    pixels = axes.figure.dpi / 72
-    boxes = [tuple(text.get_window_extent().extents) for text in taken]
-    dots, lines = _marks(axes), _along_lines(axes)
-    frame = axes.get_window_extent().padded(-6).extents
-    for x, y, name, colour, size in points:
-        text = axes.annotate(
-            name,
-            (x, y),
-            xytext=(0, 0),
-            textcoords="offset points",
-            color=colour,
-            fontsize=size,
-            va="center",
-            zorder=5,
-            path_effects=_HALO,
-        )
-        dot = axes.transData.transform((x, y))
-        extent = text.get_window_extent()
-        places = [_place(dot, extent.width, extent.height, angle, radius * pixels) for radius, angle in _PLACES]
-        best = int(np.argmin([_crowding(box, boxes, dots, lines, frame) for box in places]))
-        box = places[best]
-        boxes.append(box)
-        text.set_position(((box[0] - dot[0]) / pixels, ((box[1] + box[3]) / 2 - dot[1]) / pixels))
-        if _PLACES[best][0] > 14:
-            end = np.clip(dot, box[:2], box[2:])  # the point of the box nearest the dot
-            ends = axes.transData.inverted().transform([dot, end])
-            axes.plot(*ends.T, color=colour, linewidth=0.5, alpha=0.7, zorder=1, scalex=False, scaley=False)
-
-
-def _place(dot: np.ndarray, width: float, height: float, angle: float, radius: float) -> tuple:
-    """The box (left, bottom, right, top) of a text whose nearest edge is `radius` from the dot in that direction."""
-    across, up = np.cos(np.radians(angle)), np.sin(np.radians(angle))
-    x, y = dot[0] + radius * across, dot[1] + radius * up
-    left = x if across > 0.1 else x - width if across < -0.1 else x - width / 2
-    bottom = y - height / 2 + up * height / 2
-    return left, bottom, left + width, bottom + height
-
-
-def _crowding(box: tuple, boxes: list[tuple], dots: np.ndarray, lines: np.ndarray, frame: tuple) -> float:
-    """How much a box collides with other texts, markers, lines and the frame, in this order of harm."""
-    left, bottom, right, top = box
-    texts = sum(left < r and right > x and bottom < t and top > b for x, b, r, t in boxes)
-    outside = (left < frame[0]) + (right > frame[2]) + (bottom < frame[1]) + (top > frame[3])
-    return 8 * texts + 8 * outside + 3 * _inside(box, dots, 5) + (_inside(box, lines, 0) > 0)
-
-
-def _inside(box: tuple, places: np.ndarray, margin: float) -> int:
-    left, bottom, right, top = box
-    within = (places > (left - margin, bottom - margin)) & (places < (right + margin, top + margin))
-    return int(within.all(axis=1).sum())
-
-
-def _marks(axes: Axes) -> np.ndarray:
-    """Pixel positions (n, 2) of every marker."""
-    drawn = [line.get_transform().transform(line.get_xydata()) for line in axes.get_lines() if len(line.get_xydata())]
-    return np.concatenate(drawn)
-
-
-def _along_lines(axes: Axes) -> np.ndarray:
-    """Pixel positions (n, 2) along every visible line."""
-    corners = [
-        line.get_transform().transform(line.get_xydata()) for line in axes.get_lines() if line.get_linestyle() != "None"
-    ]
-    share = np.linspace(0, 1, 60)[:, None]
-    return np.concatenate([np.empty((0, 2))] + [a + share * (b - a) for ends in corners for a, b in pairwise(ends)])
 
 
 def _caption(axes: Axes, rows: pd.DataFrame, lines: pd.DataFrame, claims: pd.DataFrame, more: str = "") -> None:

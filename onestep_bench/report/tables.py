@@ -153,7 +153,8 @@ def table(rows: pd.DataFrame) -> Styler:
             "FID": lines["fid_mean"],
             "± std": lines["fid_std"],
             "best": lines["fid_min"],
-            **_shown_if_measured(lines, "precision", "recall", "class_gap"),
+            # Rows of small or old runs have none of these.
+            **lines[["precision", "recall", "class_gap"]].dropna(axis="columns", how="all"),
             "runs": lines["count"],
             "parameters": lines["params"],
             "MACs": lines["macs"],
@@ -182,11 +183,6 @@ def table(rows: pd.DataFrame) -> Styler:
         na_rep="–",
         escape="html",
     )
-
-
-def _shown_if_measured(lines: pd.DataFrame, *names: str) -> dict[str, pd.Series]:
-    """The columns that hold a number at all: rows of small or old runs have none."""
-    return {name: lines[name] for name in names if lines[name].notna().any()}
 
 
 def drawable(rows: pd.DataFrame) -> pd.DataFrame:

@@ -9,6 +9,8 @@ import requests
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import replacing
 
+# Not pooch: it silently replaces a file of another checksum, knows no mirrors, and makes folders before any answer.
+
 
 def fetch(target: Path, urls: Sequence[str], digest: str | None = None, algorithm: str = "md5") -> None:
     """Make `target` a file with this checksum: the one that is there, or what the first of `urls` to answer sends.

@@ -1,9 +1,10 @@
 """What ranks do together, and one process alone just does: an artifact made once, its cost, a progress bar."""
 
+import os
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from tqdm import tqdm
+from tqdm.auto import tqdm
 
 from onestep_bench import store
 from onestep_bench.training import ranks
@@ -35,5 +36,12 @@ def spent(kimg: float, seconds: float) -> dict:
 
 
 def bar(**options) -> tqdm:
-    """A progress bar, on rank 0."""
-    return tqdm(**options) if ranks.leads() else tqdm(**options, disable=True)
+    """A progress bar, on rank 0: JupyterLab's own in a notebook, text in a terminal, nothing in a file."""
+    return tqdm(**options, disable=_silent())
+
+
+def _silent() -> bool | None:
+    if not ranks.leads() or os.environ.get("TQDM_DISABLE"):
+        return True
+    in_notebook = any(base.__module__ == "tqdm.notebook" for base in tqdm.__mro__)
+    return False if in_notebook else None  # None: where there is no terminal

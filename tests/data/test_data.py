@@ -106,6 +106,12 @@ def test_every_uint8_survives_and_the_outside_is_clamped():
     assert to_uint8(torch.tensor([-3.0, 3.0])).tolist() == [0, 255]
 
 
+def test_pixels_are_rounded_to_the_nearest():
+    levels = torch.arange(255, dtype=torch.float64)
+    assert torch.equal(to_uint8((levels + 0.49) / 127.5 - 1), levels.to(torch.uint8))
+    assert torch.equal(to_uint8((levels + 0.51) / 127.5 - 1), (levels + 1).to(torch.uint8))
+
+
 def test_a_new_data_set_is_one_function(monkeypatch, tmp_path):
     monkeypatch.delitem(registry.LOADERS, "squares", raising=False)  # and so it goes when the test ends
 

@@ -5,6 +5,7 @@ import io
 from pathlib import Path
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
@@ -15,7 +16,7 @@ from onestep_bench import report
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid.cells import STAMP, executed_path, failed_path
 from onestep_bench.grid.plan import read_grid
-from onestep_bench.report import figures, samples, tables
+from onestep_bench.report import figures, labels, samples, tables
 from onestep_bench.scoring.rows import FIELDS, LATER, QUALITIES
 
 MODELS = [("teacher (euler)", "0.2M", 2000.0), ("teacher (heun)", "0.2M", 1500.0), ("SlimFlow", "0.05M", 90.0)]
@@ -184,6 +185,32 @@ def test_published_figures_appear_only_beside_inception_rows_of_their_data_set()
     assert "GDD-I" not in text_of(figures.fid_vs_params(claims, published=False))
     assert "GDD-I" not in text_of(figures.fid_vs_params(frame(scores(**{**real, "features": "digits"}))))
     assert "GDD-I" not in text_of(figures.fid_vs_params(frame(scores(**{**real, "dataset": "digits"}))))
+
+
+def named(places):
+    """Axes with short names at these places, the boxes of the names, and the lines that tie far ones to points."""
+    figure, axes = plt.subplots()
+    plt.close(figure)
+    axes.plot(*zip(*places, strict=True), "o")
+    axes.set(xlim=(0.9, 1.3), ylim=(0.9, 1.1))
+    labels.label_points(axes, [(*place, f"m{i}", "black", 8) for i, place in enumerate(places)])
+    leaders = [axes.transData.transform_path(line.get_path()) for line in axes.get_lines()[1:]]
+    return axes, [text.get_window_extent() for text in axes.texts], leaders
+
+
+@pytest.mark.parametrize("apart", [0, 0.001, 0.004])
+def test_names_in_a_crowd_stand_clear_of_names_markers_and_leaders(apart):
+    places = [(1 + apart * i, 1.0) for i in range(7)]
+    axes, boxes, leaders = named(places)
+    assert [box.count_overlaps(boxes) for box in boxes] == [1] * 7  # itself
+    assert not any(box.count_contains(axes.transData.transform(places)) for box in boxes)
+    assert leaders
+    assert all(sum(leader.intersects_bbox(box, filled=False) for box in boxes) <= 1 for leader in leaders)
+
+
+def test_names_at_the_edges_stay_inside():
+    axes, boxes, _ = named([(0.9, 0.9), (1.3, 0.9), (0.9, 1.1), (1.3, 1.1)])
+    assert all(axes.get_window_extent().count_contains(box.corners()) == 4 for box in boxes)
 
 
 def test_a_sample_pixel_is_a_square_of_figure_pixels():
