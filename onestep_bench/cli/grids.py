@@ -109,7 +109,7 @@ class _Drafts:
     A process of its own renders them, so that handing out cells goes on.
     """
 
-    every = 120.0  # seconds
+    every = 300.0  # seconds
 
     def __init__(self, options: argparse.Namespace):
         folders = [("--notebooks", options.notebooks), ("--out", options.out)]
