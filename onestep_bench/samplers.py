@@ -14,6 +14,7 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
+from onestep_bench import plugins
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.paths import FLOW, VE, Path
 
@@ -34,6 +35,7 @@ def register(name: str) -> Callable[[Sampler], Sampler]:
 
 def sampler(name: str) -> Sampler:
     """The sampler of that name. Raises OnestepError if there is none."""
+    plugins.load()
     if name not in SAMPLERS:
         raise OnestepError(f"unknown sampler {name!r}{near_miss(name, SAMPLERS)}")
     return SAMPLERS[name]

@@ -307,17 +307,16 @@ def record(*bundles: dict) -> None:
 
     rows = [row for bundle in bundles for row in bundle["rows"]]
     strips = [strip for bundle in bundles for strip in bundle["strips"]]
+    metrics = {name: better for bundle in bundles for name, better in bundle.get("metrics", {}).items()}
     # What a judge cannot tell is None, which has no mean; NaN has.
-    qualities = dict.fromkeys(("precision", "recall", "class_gap"), float)
-    table = pd.DataFrame(rows).astype(qualities)
+    shown = ("precision", "recall", "class_gap", *metrics)
+    table = pd.DataFrame(rows).astype(dict.fromkeys(shown, float))
     table = table.groupby(["label", "size", "kimg", "sampler", "steps"], sort=False, dropna=False).agg(
         nfe=("nfe", "first"),
         fid=("fid", "mean"),
         std=("fid", "std"),
         best=("fid", "min"),
-        precision=("precision", "mean"),
-        recall=("recall", "mean"),
-        class_gap=("class_gap", "mean"),
+        **{name: (name, "mean") for name in shown},
     )
     text = table.round(2).to_string()
     # Where a notebook or a shell of IPython runs, it is imported.
@@ -326,4 +325,4 @@ def record(*bundles: dict) -> None:
         return
     from IPython.display import display
 
-    display({MIME: bundle(rows, strips), "text/plain": text, "text/html": table.round(2).to_html()}, raw=True)
+    display({MIME: bundle(rows, strips, metrics), "text/plain": text, "text/html": table.round(2).to_html()}, raw=True)

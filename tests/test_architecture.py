@@ -14,7 +14,7 @@ import pytest
 import onestep_bench
 
 PACKAGE = Path(onestep_bench.__file__).parent
-GROUND = {"errors", "units", "seeds", "compat"}
+GROUND = {"errors", "units", "seeds", "compat", "plugins"}
 MATHEMATICS = {"paths", "denoiser", "samplers", "losses"}
 # From the street to the roof; each floor uses only lower ones, and rooms of one floor do not know each other.
 TOWER = [
@@ -124,7 +124,7 @@ def test_paths_knows_nobody():
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("methods.")))
 def test_methods_know_the_mathematics_and_not_each_other(name):
-    assert {room_of(used) for used in files(name)} <= {"networks", "errors", "seeds", *MATHEMATICS, "methods"}
+    assert {room_of(used) for used in files(name)} <= {"networks", *GROUND, *MATHEMATICS, "methods"}
     assert not any(used.startswith("methods.") for used in files(name))
 
 

@@ -53,15 +53,21 @@ def table(rows: Sequence[dict]) -> list[tuple[str, ...]]:
     The minimum is there because papers quote it.
     """
     heading = ("label", "steps", "NFE", "images", "FID", "± std", "min", "FD inf", "KID", "precision", "recall")
+    heading = (*heading, *_further(rows))
     return [heading, *(_line(list(group)) for _, group in groupby(rows, key=lambda row: row["steps"]))]
 
 
 def _line(rows: list[dict]) -> tuple[str, ...]:
     first, fids = rows[0], [row["fid"] for row in rows]
     spread = f"{statistics.stdev(fids):.2g}" if len(fids) > 1 else "-"
-    means = [_mean(rows, name) for name in ("fd_infinity", "kid", "precision", "recall")]
+    means = [_mean(rows, name) for name in ("fd_infinity", "kid", "precision", "recall", *_further(rows))]
     fid = [f"{statistics.mean(fids):.5g}", spread, f"{min(fids):.5g}"]
     return (str(first["label"]), *(_text(first[name]) for name in ("steps", "nfe", "samples")), *fid, *means)
+
+
+def _further(rows: Sequence[dict]) -> list[str]:
+    """Metrics that not every row of the world has."""
+    return [name for name in rows[0] if name not in FIELDS]
 
 
 def _mean(rows: list[dict], name: str) -> str:
@@ -90,7 +96,7 @@ def write(rows: Sequence[dict], output: Path) -> None:
     if output.suffix == ".json":
         return write_json(output, list(rows))
     text = io.StringIO()
-    writer = csv.DictWriter(text, FIELDS, lineterminator="\n")
+    writer = csv.DictWriter(text, [*FIELDS, *_further(rows)], lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write_text(output, text.getvalue())

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from onestep_bench import plugins
 from onestep_bench.data import sets  # noqa: F401  (registers them)
 from onestep_bench.data.folders import read_source
 from onestep_bench.data.registry import LOADERS, Dataset
@@ -16,6 +17,7 @@ from onestep_bench.errors import OnestepError, near_miss
 
 def names() -> list[str]:
     """The registered data sets; `load` also takes the path of a zip or folder."""
+    plugins.load()
     return sorted(LOADERS)
 
 
@@ -30,7 +32,7 @@ def load(name: str, path: Path | str | None = None) -> Dataset:
     if path is not None and not Path(path).expanduser().is_dir():
         raise OnestepError(f"data folder {path} does not exist; create it or correct the path")
     root = Path(path or os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
-    if name in LOADERS:
+    if name in names():
         return _checked(name, *LOADERS[name](root))
     source = _find(name, root, here=path is None)
     return _checked(source.resolve().name.removesuffix(".zip"), *read_source(source))

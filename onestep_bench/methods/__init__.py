@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
+from onestep_bench import plugins
 from onestep_bench.denoiser import Denoiser, Native
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.seeds import Draw
@@ -94,6 +95,7 @@ def register(method: Method) -> Method:
 def _import_all() -> None:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+    plugins.load()
 
 
 def names() -> list[str]:

@@ -17,6 +17,10 @@ _SAME_SCORE = ["model", "sampler", "steps", "seed", "weights", "protocol"]
 PROTOCOL = ["dataset", "protocol"]
 # Two budgets or two network shapes under one label are two points, never one mean.
 _GROUP = ["dataset", "protocol", "features", "label", "size", "sampler", "steps", "weights", "params", "kimg"]
+# Columns of a table, and which is better: of the metrics that it shows of all rows, and of what is measured beside.
+_BETTER = {"precision": "higher", "recall": "higher", "class_gap": "lower"}
+_COSTS = dict.fromkeys(("FID", "best", "parameters", "MACs", "kimg", "training s", "latency ms"), "lower")
+_COSTS["images/s"] = "higher"
 _NUMBERS = ["train_seed", "steps", "nfe", "seed", "fid", *QUALITIES, "params", "macs", "kimg", "samples", *MEASURED]
 
 
@@ -26,28 +30,35 @@ _NUMBERS = ["train_seed", "steps", "nfe", "seed", "fid", *QUALITIES, "params", "
 def read_rows(notebooks: Path | Iterable[Path]) -> pd.DataFrame:
     """Every score row in a folder of executed notebooks, or in the notebooks given: columns and order are fixed.
 
-    A score that two notebooks recorded (both used one model) appears once. Older rows may lack `scores.LATER`: nothing
-    stands in their place. Raises OnestepError for rows whose other keys are not those of `scores.FIELDS`, and for two
+    A score that two notebooks recorded (both used one model) appears once. Older rows may lack `rows.LATER`: nothing
+    stands in their place. Metrics beyond `rows.FIELDS` follow as columns of their own, and which is better of each is
+    in `attrs["metrics"]`. Raises OnestepError for rows whose other keys are not those of `rows.FIELDS`, and for two
     notebooks that disagree about the score of one model.
     """
     found: dict[tuple, tuple[dict, Path]] = {}
+    further: dict[str, str] = {}
     for path, bundle in _bundles(notebooks):
+        own = bundle.get("metrics", {})
+        further |= own
         for row in bundle["rows"]:
             row = dict.fromkeys(LATER) | row
-            if row.keys() != FIELDS.keys():
-                keys = ", ".join(sorted(row.keys() ^ FIELDS.keys()))
+            known = FIELDS.keys() | own.keys()
+            if row.keys() != known:
+                keys = ", ".join(sorted(row.keys() ^ known))
                 raise OnestepError(f"{path}: a score row of another version (differs in: {keys}); run that cell again")
-            row = {key: _plain(key, row[key]) for key in FIELDS}
+            row = {key: _plain(key, row[key]) for key in [*FIELDS, *own]}
             first, owner = found.setdefault(tuple(row[key] for key in _SAME_SCORE), (row, path))
             if repr(first["fid"]) != repr(row["fid"]):
                 raise OnestepError(
                     f"{owner.name} and {path.name} score one model ({row['label']}, {row['steps']} steps) differently: "
                     f"{first['fid']} and {row['fid']}; delete the older one and run again"
                 )
-    rows = pd.DataFrame([row for row, _ in found.values()], columns=list(FIELDS))
+    rows = pd.DataFrame([row for row, _ in found.values()], columns=[*FIELDS, *further])
     # A column in which nothing was measured holds None: make it one of numbers.
-    rows = rows.assign(**{name: pd.to_numeric(rows[name]) for name in _NUMBERS})
-    return rows.sort_values(_ORDER, kind="stable", ignore_index=True)
+    rows = rows.assign(**{name: pd.to_numeric(rows[name]) for name in [*_NUMBERS, *further]})
+    rows = rows.sort_values(_ORDER, kind="stable", ignore_index=True)
+    rows.attrs["metrics"] = further
+    return rows
 
 
 def read_strips(notebooks: Path | Iterable[Path]) -> list[dict]:
@@ -120,6 +131,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     def mean(values: pd.Series) -> float:
         return values.mean(skipna=False)
 
+    further = rows.attrs.get("metrics", {})
     return rows.groupby(_GROUP, dropna=False, as_index=False, sort=True).agg(
         fid_mean=("fid", mean),
         fid_std=("fid", lambda values: values.std(skipna=False)),
@@ -127,6 +139,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
         precision=("precision", mean),
         recall=("recall", mean),
         class_gap=("class_gap", mean),
+        **{name: (name, mean) for name in further},
         count=("fid", "size"),
         nfe=("nfe", mean),
         macs=("macs", mean),
@@ -142,6 +155,7 @@ def table(rows: pd.DataFrame) -> Styler:
     Raises OnestepError for rows of more than one protocol.
     """
     one_protocol(rows)
+    better = _BETTER | rows.attrs.get("metrics", {})
     lines = summarise(rows).sort_values(["fid_mean", "label", "size", "steps"], kind="stable", ignore_index=True)
     shown = pd.DataFrame(
         {
@@ -154,7 +168,7 @@ def table(rows: pd.DataFrame) -> Styler:
             "± std": lines["fid_std"],
             "best": lines["fid_min"],
             # Rows of small or old runs have none of these.
-            **lines[["precision", "recall", "class_gap"]].dropna(axis="columns", how="all"),
+            **lines[list(better)].dropna(axis="columns", how="all"),
             "runs": lines["count"],
             "parameters": lines["params"],
             "MACs": lines["macs"],
@@ -165,10 +179,9 @@ def table(rows: pd.DataFrame) -> Styler:
         }
     )
     # NFE, steps and the like are settings, not results; a column in which all are equal has no best.
-    lowest = ("FID", "best", "class_gap", "parameters", "MACs", "kimg", "training s", "latency ms")
-    highest = ("precision", "recall", "images/s")
     lowest, highest = (
-        [name for name in names if name in shown and shown[name].nunique() > 1] for names in (lowest, highest)
+        [name for name in shown if {**better, **_COSTS}.get(name) == side and shown[name].nunique() > 1]
+        for side in ("lower", "higher")
     )
     bold = "font-weight: 700"
     style = shown.style.hide(axis="index").set_uuid("scores")
@@ -176,7 +189,7 @@ def table(rows: pd.DataFrame) -> Styler:
     return style.format(
         {
             **dict.fromkeys(["FID", "± std", "best", "training s", "latency ms", "images/s"], _measured),
-            **dict.fromkeys([name for name in ("precision", "recall", "class_gap") if name in shown], "{:.3f}"),
+            **dict.fromkeys([name for name in better if name in shown], "{:.3f}"),
             **dict.fromkeys(["NFE", "kimg"], brief),
             **dict.fromkeys(["parameters", "MACs"], millions),
         },

@@ -26,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "precision_recall",
             "psnr",
         ],
+        "qualities": ["METRICS", "metric"],
         "rows": ["FIELDS", "MIME"],
     },
 )

@@ -24,7 +24,8 @@ from onestep_bench.models.model import Model
 from onestep_bench.models.sampling import sample_batches
 from onestep_bench.scoring import references
 from onestep_bench.scoring.judges import FeatureExtractor
-from onestep_bench.scoring.judging import KEPT, combined, head, judged, score
+from onestep_bench.scoring.judging import KEPT, combined, head, judged
+from onestep_bench.scoring.qualities import further, score
 from onestep_bench.scoring.references import Statistics
 from onestep_bench.scoring.rows import FIELDS, bundle
 from onestep_bench.store.files import write_json
@@ -71,9 +72,12 @@ def evaluate(
             "features": extractor.digest,
             "judge": extractor.protocol,
             "data": data.digest,
-            "version": 3,
+            "version": 3,  # of the metrics that every row has; further ones are named, so that each is scored once
             "path": model.path.spec() if model.path else None,
         }
+
+        if further():
+            recipe["metrics"] = sorted(further())
 
         def make(folder: Path, count=count) -> dict:
             clock = cost.Stopwatch()
@@ -102,7 +106,7 @@ def evaluate(
         rows += [{**common, **seed} for seed in scored["seeds"]]
         keys = ("label", "size", "steps", "sampler", "train_seed")
         strips.append({key: common[key] for key in keys} | {"png": scored["strip"]})
-    return bundle(rows, strips)
+    return bundle(rows, strips, further())
 
 
 def evaluate_images(
@@ -135,7 +139,7 @@ def evaluate_images(
         found = score(judged(extractor, hashed(bar), samples), reference)
     row = dict.fromkeys(FIELDS) | _judged_by(data, extractor, samples) | found
     row |= {"label": label or images.name, "model": f"images-{digest.hexdigest()[:16]}", "device": device_name()}
-    return bundle([row], [])
+    return bundle([row], [], further())
 
 
 def _enough(samples: int | None, data: Dataset | Statistics) -> int:

@@ -1,4 +1,4 @@
-"""Images judged: a stream of them to what an extractor finds in it, and that against a reference.
+"""Images judged: a stream of them to what an extractor finds in it.
 
 Nothing here holds the images, and the features of only so many of them.
 """
@@ -15,10 +15,8 @@ from safetensors.torch import load_file, save_file
 from onestep_bench.errors import OnestepError
 from onestep_bench.scoring import metrics
 from onestep_bench.scoring.judges import FeatureExtractor
-from onestep_bench.scoring.rows import QUALITIES
 from onestep_bench.store.files import replacing
 
-NEIGHBOURS = 5
 # Metrics of pairs (KID, k-NN) and FD-infinity see the features of at most so many images of a set, evenly spaced:
 # 400 MB of Inception features, and the number at which the field quotes them. Moments are always of all images.
 KEPT = 50_000
@@ -170,41 +168,3 @@ def load(path: Path) -> Judged:
         raise OnestepError(f"{path} is damaged ({error}); delete it and score again") from error
     classes = metrics.Classes.from_tensors(tensors) if "assigned" in tensors else None
     return Judged(int(tensors["n"]), tensors["mu"].numpy(), tensors["cov"].numpy(), tensors.get("features"), classes)
-
-
-def score(samples: Judged, reference: Judged) -> dict:
-    """`fid`, `warning` and the `rows.QUALITIES` of samples against a reference: fields of a score row.
-
-    A quality is None where features or classes are not known, or too few. Raises OnestepError for other widths.
-    """
-    qualities = dict.fromkeys(QUALITIES)
-    fid = metrics.frechet_from_moments(samples.mu, samples.cov, reference.mu, reference.cov)
-    if samples.features is not None and len(samples.features) >= 4 * samples.width:
-        qualities["fd_infinity"] = metrics.fd_infinity(samples.features, reference.mu, reference.cov)
-    if samples.features is not None and reference.features is not None:
-        qualities |= _of_pairs(*(_on_device(judged.features) for judged in (samples, reference)))
-    if samples.classes is not None:
-        qualities["inception_score"] = samples.classes.inception_score
-    if samples.classes is not None and reference.classes is not None:
-        qualities["class_gap"] = metrics.class_gap(samples.classes.shares, reference.classes.shares)
-    return {"fid": fid, **qualities, "warning": warning(samples.n, samples.width)}
-
-
-def _of_pairs(samples: torch.Tensor, reference: torch.Tensor) -> dict:
-    found = {"kid": metrics.kid(samples, reference)}
-    if min(len(samples), len(reference)) > NEIGHBOURS:
-        found |= metrics.precision_recall(reference, samples, NEIGHBOURS)
-    return found
-
-
-def _on_device(features: torch.Tensor) -> torch.Tensor:
-    return features.cuda() if torch.cuda.is_available() else features
-
-
-def warning(n: int, width: int) -> str:
-    """Why Frechet distances of n samples with features of this width are not to be trusted, or an empty text."""
-    if n <= width:
-        return f"{n} samples cannot span {width} features: the Frechet distance is mostly bias; draw more"
-    if n < 5 * width:
-        return f"{n} samples are few for {width} features: the Frechet distance is biased upwards; draw {5 * width}"
-    return ""

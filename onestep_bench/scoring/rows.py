@@ -57,16 +57,19 @@ QUALITIES = (
 LATER = (*QUALITIES, "warning", "latency_p95_ms")
 
 
-def bundle(rows: list[dict], strips: list[dict]) -> dict:
+def bundle(rows: list[dict], strips: list[dict], metrics: dict[str, str] | None = None) -> dict:
     """The JSON value stored under `MIME`.
 
-    rows: dicts with the keys of `FIELDS`. strips: dicts label, size, steps, sampler, train_seed, png (base64 of
-    sample images side by side, drawn from the noise of sample indices 0, 1, 2, ... of sampling seed 0).
+    rows: dicts with the keys of `FIELDS` and of metrics: which is better, 'lower' or 'higher', of the metrics that are
+    not among `FIELDS`, by name, so that whoever reads the bundle need not have what measured them. strips: dicts label,
+    size, steps, sampler, train_seed, png (base64 of sample images side by side, drawn from the noise of sample indices
+    0, 1, 2, ... of sampling seed 0).
     """
+    known = FIELDS.keys() | (metrics or {}).keys()
     for row in rows:
-        if row.keys() != FIELDS.keys():
-            raise ValueError(f"score row has keys {sorted(row.keys() ^ FIELDS.keys())} too many or too few")
-    return {"rows": rows, "strips": strips}
+        if row.keys() != known:
+            raise ValueError(f"score row has keys {sorted(row.keys() ^ known)} too many or too few")
+    return {"rows": rows, "strips": strips} | ({"metrics": metrics} if metrics else {})
 
 
 def bundles_in(notebook: Path) -> Iterator[dict]:

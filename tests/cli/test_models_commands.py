@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from standins import edm_bytes, slimflow_content
+from standins import edm_bytes, numbered, slimflow_content
 
 from onestep_bench import data, study
 from onestep_bench.cli import main
@@ -71,8 +71,6 @@ def test_import_can_insist_on_a_format(pickled, tmp_path, capsys):
 def test_import_says_what_it_had_to_guess(tmp_path, capsys):
     arguments = {"img_resolution": 16, "in_channels": 3, "out_channels": 3, "num_blocks": 1, "model_channels": 32}
     arguments |= {"channel_mult": [1, 2], "attn_resolutions": [8]}
-    from test_zoo import numbered
-
     net = checkpoints.networks.build({"arch": "SongUNet", **arguments})
     torch.save(slimflow_content(numbered(net)), tmp_path / "checkpoint.pth")
     assert "32x32 is that of SlimFlow's releases" in told(

@@ -7,7 +7,7 @@ import pytest
 import requests
 import torch
 from conftest import REFERENCE
-from standins import edm_bytes, slimflow_content
+from standins import edm_bytes, numbered, slimflow_content
 
 from onestep_bench.data.pickles import Record
 from onestep_bench.denoiser import EDM, Flow, edm_denoiser
@@ -136,35 +136,6 @@ def test_slimflow_of_unknown_size_says_the_releases_size(slimflow_content_of_ref
         found(torch.zeros(1, 3, 15, 15), 0.5)
     with refuses("images of shape"):
         found(torch.zeros(1, 1, 16, 16), 0.5)
-
-
-def nin(index, part, tensor):
-    return {f"NIN_{index}.W": tensor[:, :, 0, 0].T} if part == "weight" else {f"NIN_{index}.b": tensor}
-
-
-def numbered(net):
-    """A SongUNet's weights as score_sde numbers and names them: the inverse of what is tested, written from its end."""
-    layers = {"norm0": "GroupNorm_0", "conv0": "Conv_0", "affine": "Dense_0", "norm1": "GroupNorm_1", "conv1": "Conv_1"}
-    layers["skip"] = "Conv_2"
-    modules, place = [], None
-    weights = {name: tensor for name, tensor in net.state_dict().items() if "resample_filter" not in name}
-    for name, tensor in weights.items():
-        block, layer, part = name.rsplit(".", 2) if name.count(".") == 3 else (name.rsplit(".", 1)[0], "", name[-6:])
-        kind = (block, layer in ("norm2", "qkv", "proj"))
-        if kind != place:
-            modules.append({})
-            place = kind
-        part = name.rsplit(".", 1)[1]
-        if layer == "qkv":
-            for i in range(3):
-                modules[-1] |= nin(i, part, tensor[i::3])
-        elif layer == "proj":
-            modules[-1] |= nin(3, part, tensor)
-        elif layer == "norm2":
-            modules[-1][f"GroupNorm_0.{part}"] = tensor
-        else:
-            modules[-1][f"{layers[layer]}.{part}" if layer else part] = tensor
-    return {f"all_modules.{i}.{k}": tensor for i, module in enumerate(modules) for k, tensor in module.items()}
 
 
 @pytest.mark.parametrize(("size", "side"), [("3.4M", 32), ("7.0M", 64), ("15.7M", 32), ("61.8M", 32)])

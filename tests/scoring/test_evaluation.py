@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 from onestep_bench import data, study
 from onestep_bench.models import sampling
 from onestep_bench.models.sampling import sample_batches
-from onestep_bench.scoring import evaluation, judging, metrics, references
+from onestep_bench.scoring import evaluation, judging, metrics, qualities, references
 from onestep_bench.scoring.judges import FeatureExtractor, load_extractor
 from onestep_bench.scoring.rows import QUALITIES
 
@@ -131,7 +131,7 @@ def test_what_is_judged_can_be_kept_in_a_file(judge, images, tmp_path, refuses):
     found = judging.judged(judge, [images], len(images))
     judging.save(found, tmp_path / "judged.safetensors")
     again = judging.load(tmp_path / "judged.safetensors")
-    assert judging.score(again, found) == judging.score(found, found)
+    assert qualities.score(again, found) == qualities.score(found, found)
     (tmp_path / "judged.safetensors").write_bytes(b"rubbish")
     with refuses("judged.safetensors is damaged"):
         judging.load(tmp_path / "judged.safetensors")
@@ -139,7 +139,7 @@ def test_what_is_judged_can_be_kept_in_a_file(judge, images, tmp_path, refuses):
 
 def test_moments_alone_still_give_a_distance(judge, images):
     whole = judging.judged(judge, [images], len(images))
-    found = judging.score(whole, judging.Judged(0, whole.mu, whole.cov))
+    found = qualities.score(whole, judging.Judged(0, whole.mu, whole.cov))
     assert found["fid"] < 1e-6
     assert found["inception_score"] > 1
     assert [name for name in QUALITIES if found[name] is None] == [
@@ -153,9 +153,9 @@ def test_moments_alone_still_give_a_distance(judge, images):
 
 
 def test_a_warning_says_when_n_is_small_for_the_width():
-    assert "64 samples cannot span 64 features" in judging.warning(64, 64)
-    assert "10000 samples are few for 2048 features" in judging.warning(10_000, 2048)
-    assert judging.warning(50_000, 2048) == ""
+    assert "64 samples cannot span 64 features" in qualities.warning(64, 64)
+    assert "10000 samples are few for 2048 features" in qualities.warning(10_000, 2048)
+    assert qualities.warning(50_000, 2048) == ""
 
 
 def test_streams_that_cannot_be_scored_are_one_clear_line(judge, images, refuses):
@@ -168,7 +168,7 @@ def test_streams_that_cannot_be_scored_are_one_clear_line(judge, images, refuses
     with refuses("features of 300 images hold NaN"):
         judging.judged(broken, [images], 300)
     with refuses("width 64 and 8 differ"):
-        judging.score(judging.judged(judge, [images], 300), judging.judged(stub(), [images], 300))
+        qualities.score(judging.judged(judge, [images], 300), judging.judged(stub(), [images], 300))
 
 
 # ---- a model's score
@@ -191,7 +191,7 @@ def test_a_student_scored_in_any_batches_is_one_score(student, judge, digits):
     for size in (1, 7, 64, 1000):
         hashes.add(uint8_hash(judging.rebatched(drawn(student), size)))
         found = judging.judged(judge, judging.rebatched(drawn(student), size), SAMPLES)
-        fids.append(judging.score(found, reference)["fid"])
+        fids.append(qualities.score(found, reference)["fid"])
     assert len(hashes) == 1
     assert max(fids) - min(fids) < 1e-9
 
@@ -225,8 +225,8 @@ def test_two_processes_that_share_the_indices_give_the_same_images_and_score(stu
     together = torch.cat(list(drawn(student)))
     assert hashlib.sha256(apart.tobytes()).digest() == hashlib.sha256(together.numpy().tobytes()).digest()
     reference = references.reference(judge, digits)
-    parts = judging.score(judging.combined([judging.load(file) for file in files]), reference)
-    whole = judging.score(judging.judged(judge, [together], SAMPLES), reference)
+    parts = qualities.score(judging.combined([judging.load(file) for file in files]), reference)
+    whole = qualities.score(judging.judged(judge, [together], SAMPLES), reference)
     assert parts["fid"] == pytest.approx(whole["fid"], abs=1e-9)
     assert {name: parts[name] for name in ("kid", "precision", "recall")} == pytest.approx(
         {name: whole[name] for name in ("kid", "precision", "recall")}, abs=1e-12
@@ -358,3 +358,16 @@ def test_models_of_another_resolution_and_single_samples_are_refused(student, di
         study.evaluate(student, larger, label="EDM")
     with refuses("1 samples cannot be scored", "at least 2"):
         study.evaluate(student, digits, label="EDM", samples=1)
+
+
+def test_the_metrics_of_every_row_are_those_that_are_registered():
+    registered = [name for known in qualities.METRICS for name in known.names]
+    assert sorted(registered) == sorted(QUALITIES)
+    assert qualities.further() == {}
+
+
+def test_a_metric_says_which_is_better_and_takes_no_others_name(refuses):
+    with refuses("'gap'", "'lower' or 'higher'"):
+        qualities.metric("gap", better="smaller")
+    with refuses("'kid'", "registered already"):
+        qualities.metric("kid", better="lower")

@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import torch
 
+from onestep_bench import plugins
 from onestep_bench.errors import OnestepError, near_miss
 
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
@@ -101,6 +102,7 @@ def extractor(name: str) -> Callable:
 def _import_all() -> None:
     for module in pkgutil.iter_modules(__path__):
         importlib.import_module(f"{__name__}.{module.name}")
+    plugins.load()
 
 
 def names() -> list[str]:
