@@ -93,14 +93,18 @@ def _stored(start: str) -> Path:
     if len(found) == 1:
         return root / found[0]
     if found:
-        raise OnestepError(f"{start} is the start of {len(found)} models: {_few(found)}; write more of it")
+        raise OnestepError(
+            f"{start} is the start of {len(found)} models: {_few(found)}; write more of it (see store ls)"
+        )
     if (root / f"{start}.partial").exists():
         raise OnestepError(f"{start} is not whole yet, or was left by a killed run; run again what trains it")
     if not keys:
         raise OnestepError(f"no model {start}: the store {root} has none; name another with --store or ONESTEP_STORE")
-    near = difflib.get_close_matches(start, dict.fromkeys(key[: len(start)] for key in keys), n=1)
-    hint = f"; did you mean {_few([key for key in keys if key.startswith(near[0])])}?" if near else ""
-    raise OnestepError(f"no model {start} in the store {root}{hint or '; see onestep-bench store ls'}")
+    # All begin with the same word, which would make any two of them look alike.
+    starts = dict.fromkeys(key[len(_KIND) : len(start)] for key in keys)
+    near = difflib.get_close_matches(start.removeprefix(_KIND), starts, n=1)
+    hint = f"did you mean {_few([key for key in keys if key.startswith(_KIND + near[0])])}?" if near else ""
+    raise OnestepError(f"no model {start} in the store {root}; {hint or 'see onestep-bench store ls'}")
 
 
 def _few(keys: list[str]) -> str:
