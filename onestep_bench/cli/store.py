@@ -33,9 +33,11 @@ def _store_ls(options: argparse.Namespace) -> int:
 
     found = upkeep.entries()
     lines = [
-        (entry.key, *_what(entry), size(entry.bytes), f"{duration(time.time() - entry.used)} ago") for entry in found
+        # Of the time its largest unit is enough, and lets a line stay within 120 columns.
+        (entry.key, *_what(entry), size(entry.bytes), " ".join(duration(time.time() - entry.used).split()[:2]))
+        for entry in found
     ]
-    print_table([("artifact", *upkeep.WHAT, "bytes", "last used"), *lines])
+    print_table([("artifact", *upkeep.WHAT, "bytes", "unused"), *lines])
     print(f"\n{len(found)} artifacts, {size(sum(entry.bytes for entry in found))} in {store.root()}")
     return 0
 
