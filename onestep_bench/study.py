@@ -20,7 +20,7 @@ from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.models import checkpoints, cost, sampling, zoo
 from onestep_bench.models.model import FOREIGN, Model, Pairs
-from onestep_bench.models.pretrained import find, load_pretrained
+from onestep_bench.models.pretrained import find, is_key, load_pretrained
 from onestep_bench.models.sampling import sample
 from onestep_bench.scoring import references
 from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
@@ -88,7 +88,8 @@ def train(
             checkpoints.save(ema, folder)
             write_json(folder / "log.json", [asdict(row) for row in rows])
             (folder / "checkpoint.pt").unlink(missing_ok=True)
-        return together.spent(training.steps * training.batch_size / 1000, rows[-1].seconds)
+        note = {"data": data.name} if isinstance(data, Dataset) else {}  # for people: the recipe has its digest
+        return together.spent(training.steps * training.batch_size / 1000, rows[-1].seconds) | note
 
     return Model(together.memo("model", recipe, parents, make))
 
@@ -141,12 +142,12 @@ def teacher(
 ) -> Model:
     """The teacher that a notebook's parameters name: trained by a method, or taken from where `pretrained` takes it.
 
-    method: a name of `methods.names()`, or the path, address or known name of a model, for which size, kimg, lr,
-    seed and conditional say nothing, since it is what it is. Raises OnestepError for what is neither.
+    method: a name of `methods.names()`, or the path, address, store key or known name of a model, for which size, kimg,
+    lr, seed and conditional say nothing, since it is what it is. Raises OnestepError for what is neither.
     """
     if method in methods.names():
         return train(method, data, size=size, kimg=kimg, lr=lr, seed=seed, conditional=conditional)
-    if method in zoo.NAMES or "/" in method or Path(method).exists():
+    if method in zoo.NAMES or "/" in method or is_key(method) or Path(method).exists():
         return pretrained(method, data)
     known = [*methods.names(), *zoo.NAMES]
     raise OnestepError(f"teacher {method!r} is neither a method nor the path of a model{near_miss(method, known)}")

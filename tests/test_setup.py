@@ -1,10 +1,16 @@
 """The ways to set the project up say the same."""
 
+import os
+import shutil
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
 import yaml
 from packaging.requirements import Requirement
+
+from onestep_bench.grid import read_grid
 
 ROOT = Path(__file__).parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -52,3 +58,30 @@ def test_the_library_alone_brings_neither_grid_nor_lab():
 def test_all_is_every_extra_that_the_library_can_use():
     (everything,) = PROJECT["optional-dependencies"]["all"]
     assert Requirement(everything).extras == PROJECT["optional-dependencies"].keys() - {"all", "benchmark", "dev"}
+
+
+def test_make_lab_opens_copies_that_see_the_reports(tmp_path):
+    """With stand-ins for the two commands of .venv that it calls."""
+    shutil.copyfile(ROOT / "Makefile", tmp_path / "Makefile")
+    (tmp_path / "reports" / "mine").mkdir(parents=True)
+    commands = {"onestep-bench": f'{sys.executable} -m onestep_bench.cli "$@"', "jupyter": 'echo "$@"'}
+    for name, command in commands.items():
+        (tmp_path / "bin" / name).parent.mkdir(exist_ok=True)
+        (tmp_path / "bin" / name).write_text(f"#!/bin/sh\n{command}\n")
+        (tmp_path / "bin" / name).chmod(0o755)
+
+    def lab():
+        words = ["make", "lab", "BIN=bin", "--old-file=.venv/lab"]
+        return subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True, text=True).stdout
+
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    opened = "lab --notebook-dir=. --LabApp.default_url=/lab/tree/lab/notebooks/tour.ipynb"
+    assert lab().splitlines()[-1] == opened
+    tour = tmp_path / "lab" / "notebooks" / "tour.ipynb"
+    assert tour.read_bytes() == (ROOT / "notebooks" / "tour.ipynb").read_bytes()
+    assert (tmp_path / "lab" / "reports" / "mine").is_dir()
+    grid = read_grid(tmp_path / "lab" / "params" / "quickstart.yaml")
+    assert grid.out.parent.resolve() == tmp_path / "reports"
+    tour.write_text("changed")
+    assert lab().splitlines()[-1] == opened
+    assert tour.read_text() == "changed"

@@ -10,7 +10,9 @@ from pathlib import Path
 from onestep_bench import data, study
 from onestep_bench.data.streams import images_at
 from onestep_bench.errors import OnestepError
+from onestep_bench.models import zoo
 from onestep_bench.models.checkpoints import CONFIG, WEIGHTS
+from onestep_bench.models.pretrained import find, is_key
 from onestep_bench.scoring import evaluation, references
 from onestep_bench.scoring.rows import FIELDS
 from onestep_bench.store.files import write_json, write_text
@@ -20,7 +22,7 @@ _MODELS = (".pkl", ".pth", ".pt")  # files of models, and not of images
 
 
 def rows_of(
-    source: Path,
+    source: Path | str,
     dataset: str,
     *,
     features: str = "digits",
@@ -31,20 +33,30 @@ def rows_of(
     steps: Sequence[int] = (1,),
     seeds: Sequence[int] = (0, 1, 2),
 ) -> list[dict]:
-    """Score rows of a model (a folder, or a file that `models.load_pretrained` knows), or of images.
+    """Score rows of a model (whatever `models.load_pretrained` takes), or of images.
 
     Images come in a folder, zip, tar or npz. dataset: a name or path that `data.load` knows, or with `reference` (a
     file of statistics) only a name for tables. sampler, steps, seeds: of a model.
     Raises OnestepError for whatever cannot be scored.
     """
     against = references.Statistics(dataset, reference) if reference else data.load(dataset)
-    label = label or source.resolve().name.removesuffix(".zip")
-    if any((source / name).exists() for name in (WEIGHTS, CONFIG)) or source.suffix in _MODELS:
-        model = study.pretrained(source, None if reference else against)
+    found = _model_at(source)
+    label = label or (found or Path(source)).resolve().name.removesuffix(".zip")
+    if found:
+        model = study.pretrained(found, None if reference else against)
         how = {"sampler": sampler, "steps": steps, "seeds": seeds}
         return evaluation.evaluate(model, against, label=label, features=features, samples=samples, **how)["rows"]
-    images = images_at(source)
+    images = images_at(Path(source))
     return evaluation.evaluate_images(images, against, label=label, features=features, samples=samples)["rows"]
+
+
+def _model_at(source: Path | str) -> Path | None:
+    """The folder or file of a model; None for a path, of images or of nothing."""
+    path = Path(source)
+    if any((path / name).exists() for name in (WEIGHTS, CONFIG)) or path.suffix in _MODELS:
+        return find(source)
+    named = str(source) in zoo.NAMES or str(source).startswith("https://") or is_key(source)
+    return find(source) if named and not path.exists() else None
 
 
 def table(rows: Sequence[dict]) -> list[tuple[str, ...]]:

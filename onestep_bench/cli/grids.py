@@ -20,6 +20,9 @@ from onestep_bench.grid.cells import Grid, Status, failed_path
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.units import duration
 
+_NOTEBOOKS = "default: `notebooks` in the grid, else notebooks/ beside its folder, else in this one"
+_OUT = "default: `out` in the grid, else reports/NAME beside the notebooks found, else in this folder"
+
 
 def add_commands(commands) -> None:
     """Add plan, run, status and report."""
@@ -35,8 +38,8 @@ def add_commands(commands) -> None:
             sub.add_argument("grid", type=Path, metavar="FILE.yaml|DIR", help="the grid, or executed notebooks")
         else:
             sub.add_argument("grid", type=Path, metavar="FILE.yaml", help="the grid")
-        sub.add_argument("--notebooks", type=Path, metavar="DIR", help="default: notebooks/ beside the grid's folder")
-        sub.add_argument("--out", type=Path, metavar="DIR", help="default: reports/NAME beside the grid's folder")
+        sub.add_argument("--notebooks", type=Path, metavar="DIR", help=_NOTEBOOKS)
+        sub.add_argument("--out", type=Path, metavar="DIR", help=_OUT)
         if command in (_plan, _run):
             sub.add_argument("--store", type=Path, metavar="DIR", help="artifact store (ONESTEP_STORE of the cells)")
         if command is _run:

@@ -1,13 +1,20 @@
 """Commands that work on models, each a few lines round a function of the library."""
 
 import argparse
+import sys
 from pathlib import Path
 
-from onestep_bench.cli.terminal import add_source, print_table
+from onestep_bench.cli.terminal import add_source, print_table, use_store
 
 # torch takes seconds to import, so the rooms that need it are imported by the commands that do.
 
-MODEL = "folder, EDM or GDD pickle, SlimFlow .pth, https address, or name of the EDM zoo"
+MODEL = (
+    "a folder; a store key as rows and `store ls` have it, or a unique start of it (model-1a2b); an EDM or GDD pickle; "
+    "a SlimFlow .pth; an https address; a name of the EDM zoo"
+)
+SAMPLER = "default: euler; see onestep-bench list samplers"
+# One step of these is no generator: the mean of all data, at most.
+_TEACHERS = ("edm", "rectified-flow", "ddpm")
 
 
 def add_commands(commands) -> None:
@@ -18,10 +25,15 @@ def add_commands(commands) -> None:
     _add_evaluate(commands)
 
 
+def _add_store(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument("--store", type=Path, metavar="DIR", help="default: ONESTEP_STORE")
+
+
 def _add_import(commands) -> None:
     sub = add_source(
         commands, "import", _import, "make a folder of ours from somebody's model; runs nothing of it", "FILE", MODEL
     )
+    _add_store(sub)
     sub.add_argument(
         "--as", dest="format", choices=("edm", "slimflow", "gdd"), help="insist on a format; default: what the file is"
     )
@@ -30,6 +42,7 @@ def _add_import(commands) -> None:
 
 
 def _import(options: argparse.Namespace) -> int:
+    use_store(options)
     from onestep_bench.models.pretrained import import_model
 
     told = import_model(options.source, options.out, format=options.format, resolution=options.resolution)
@@ -41,11 +54,13 @@ def _add_export(commands) -> None:
     sub = add_source(
         commands, "export", _export, "write a one-step generator: noise in, uint8 images out", "MODEL", MODEL
     )
+    _add_store(sub)
     sub.add_argument("--format", choices=("onnx", "torch-export"), default="onnx", help="default: onnx")
     sub.add_argument("-o", "--out", type=Path, metavar="FILE", help="default: generator.onnx or generator.pt2")
 
 
 def _export(options: argparse.Namespace) -> int:
+    use_store(options)
     from onestep_bench.models import export
     from onestep_bench.models.pretrained import load_pretrained
 
@@ -59,27 +74,35 @@ def _export(options: argparse.Namespace) -> int:
 
 def _add_sample(commands) -> None:
     sub = add_source(commands, "sample", _sample, "draw a sheet of a model's images", "MODEL", MODEL)
+    _add_store(sub)
     sub.add_argument("-n", "--number", type=int, default=64, metavar="N", help="images; default: 64")
     sub.add_argument("--steps", type=int, default=1, metavar="N", help="sampler steps; default: 1")
-    sub.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    sub.add_argument("--sampler", default="euler", metavar="NAME", help=SAMPLER)
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     sub.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="default: sheet.png")
 
 
 def _sample(options: argparse.Namespace) -> int:
+    use_store(options)
     from onestep_bench import study
     from onestep_bench.report import plots
 
-    images = study.sample(
-        study.pretrained(options.source),
-        range(options.number),
-        sampler=options.sampler,
-        steps=options.steps,
-        seed=options.seed,
-    )
+    model = study.pretrained(options.source)
+    images = study.sample(model, range(options.number), sampler=options.sampler, steps=options.steps, seed=options.seed)
     plots.save_grid(images, options.out)
     print(f"{options.out}: {options.number} images, {options.sampler}, {options.steps} steps, seed {options.seed}")
+    if options.steps == 1 and (blur := _blur(model.artifact.recipe["method"])):
+        print(f"warning: {blur} is a blur; try --steps 18 --sampler heun", file=sys.stderr)
     return 0
+
+
+def _blur(method: str) -> str:
+    """What one step would be a blur of; empty for a method that makes one-step models."""
+    from onestep_bench.models.model import FOREIGN
+
+    if method == FOREIGN:
+        return "if this is a teacher, one step of it"
+    return f"one step of a teacher ({method})" if method in _TEACHERS else ""
 
 
 def _add_evaluate(commands) -> None:
@@ -87,31 +110,34 @@ def _add_evaluate(commands) -> None:
     sub = commands.add_parser("evaluate", help=text, description=text)
     sub.set_defaults(command=_evaluate)
     what = (
-        "a model (folder, pickle, .pth); a folder, zip or tar of images; an npz of uint8 arr_0 or images (n, h, w, c)"
+        "a model (folder, store key or a unique start of it, pickle, .pth, https address, name of the EDM zoo); a "
+        "folder, zip or tar of images; an npz of uint8 arr_0 or images (n, h, w, c)"
     )
-    sub.add_argument("source", type=Path, metavar="SOURCE", help=what)
-    sub.add_argument(
-        "--dataset", required=True, metavar="NAME|PATH", help="the reference: a data set's training images"
-    )
+    sub.add_argument("source", metavar="SOURCE", help=what)
+    _add_store(sub)
+    reference = "the reference: a data set's training images; see onestep-bench list datasets"
+    sub.add_argument("--dataset", required=True, metavar="NAME|PATH", help=reference)
     sub.add_argument(
         "--reference", type=Path, metavar="FILE", help="its statistics instead: npz or pkl of mu and sigma"
     )
-    sub.add_argument("--features", default="digits", metavar="JUDGE", help="feature extractor; default: digits")
+    judge = "feature extractor; default: digits; see onestep-bench list judges"
+    sub.add_argument("--features", default="digits", metavar="JUDGE", help=judge)
     sub.add_argument("--samples", type=int, metavar="N", help="images to score; default: as many as there are")
     sub.add_argument("--label", metavar="TEXT", help="what tables call it; default: the name of SOURCE")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the rows to a .json or .csv")
     model = sub.add_argument_group("of a checkpoint only")
-    model.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    model.add_argument("--sampler", default="euler", metavar="NAME", help=SAMPLER)
     model.add_argument("--steps", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
     model.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    use_store(options)
     from onestep_bench.cli import evaluate
 
     if options.output:
         evaluate.check(options.output)
-    given = {name: value for name, value in vars(options).items() if name not in ("command", "output")}
+    given = {name: value for name, value in vars(options).items() if name not in ("command", "output", "store")}
     rows = evaluate.rows_of(**given)
     print_table(evaluate.table(rows))
     for warning in evaluate.warnings(rows):

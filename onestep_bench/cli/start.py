@@ -17,7 +17,7 @@ _README = """# A working folder of onestep_bench {version}
 ```
 pip install 'onestep-bench[grid,lab]'        # what runs grids, and JupyterLab; the library alone has neither
 onestep-bench run params/quickstart.yaml     # minutes on two CPU cores, no GPU; ends in reports/quickstart/report.html
-jupyter lab --notebook-dir=notebooks         # begin with tour.ipynb
+jupyter lab                                  # begin with notebooks/tour.ipynb
 onestep-bench --help                         # plan, status and report of a grid; other people's models; the store
 ```
 

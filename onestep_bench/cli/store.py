@@ -33,12 +33,21 @@ def _store_ls(options: argparse.Namespace) -> int:
 
     found = upkeep.entries()
     lines = [
-        (entry.key, entry.what or "-", entry.state, size(entry.bytes), f"{duration(time.time() - entry.used)} ago")
+        # Of the time its largest unit is enough, and lets a line stay within 120 columns.
+        (entry.key, *_what(entry), size(entry.bytes), " ".join(duration(time.time() - entry.used).split()[:2]))
         for entry in found
     ]
-    print_table([("artifact", "what", "state", "size", "last used"), *lines])
+    print_table([("artifact", *upkeep.WHAT, "bytes", "unused"), *lines])
     print(f"\n{len(found)} artifacts, {size(sum(entry.bytes for entry in found))} in {store.root()}")
     return 0
+
+
+def _what(entry) -> list[str]:
+    """What it is; of one that is not whole nothing is known but that."""
+    from onestep_bench.store.upkeep import WHAT
+
+    words = entry.what if entry.state == "whole" else {"method": f"({entry.state})"}
+    return [words.get(name, "-") for name in WHAT]
 
 
 def _store_verify(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ every mistake in them found, in less than a second and before anything runs.
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ from onestep_bench.grid.cells import Cell, Grid
 from onestep_bench.grid.parameters import Notebook, checked, kind
 from onestep_bench.units import bytes_of, seconds_of
 
-_TOP_KEYS = ("name", "title", "dataset", "defaults", "limit", "memory", "stages")
+_TOP_KEYS = ("name", "title", "dataset", "defaults", "notebooks", "out", "limit", "memory", "stages")
 _STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory", "takes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # File names hold 255 bytes; the partial file adds a dot and '.partial.ipynb', its replacement a random suffix.
@@ -32,23 +33,54 @@ _LONGEST_ID = 200
 def read_grid(path: Path | str, *, notebooks: Path | str | None = None, out: Path | str | None = None) -> Grid:
     """Plan the grid that a YAML file describes.
 
-    notebooks: folder of the notebooks (default: `notebooks` beside the YAML's folder). out: where results go (default:
-    `reports/NAME` beside the YAML's folder). Raises OnestepError, naming file, stage and key, at the first mistake.
+    notebooks: folder of the notebooks; by default what the grid's key `notebooks` names, else `notebooks` beside the
+    YAML's folder, else in the working folder. out: where results go; by default what its key `out` names, else
+    `reports/NAME` beside the notebooks that were found, or in the working folder if they were named. Paths in the YAML
+    are relative to its own folder. Raises OnestepError, naming file, stage and key, at the first mistake.
     """
     path = Path(path)
     document = _read_yaml(path)
     _refuse_unknown(document, _TOP_KEYS, f"{path}: ")
-    house = path.absolute().parent.parent
-    folder = Path(notebooks).absolute() if notebooks else house / "notebooks"
-    stages = _read_stages(document, path, folder)
+    named = Path(notebooks).absolute() if notebooks else _named_folder(document, "notebooks", path)
+    out = Path(out).absolute() if out else _named_folder(document, "out", path)
+    house = Path.cwd() if named else _house(document, path)
+    stages = _read_stages(document, path, named or house / "notebooks")
     name = _folder_name(document.get("name"), path)
     return Grid(
         name=name,
         title=_text_of(document.get("title", name), f"{path}: title"),
         path=path,
-        out=Path(out).absolute() if out else house / "reports" / name,
+        out=out or house / "reports" / name,
         cells=tuple(_cells(stages, _read_defaults(document, stages, path))),
     )
+
+
+def _named_folder(document: dict, key: str, path: Path) -> Path | None:
+    if key not in document:
+        return None
+    named = Path(_text_of(document[key], f"{path}: {key}")).expanduser()
+    return Path(os.path.abspath(path.parent / named))
+
+
+def _house(document: dict, path: Path) -> Path:
+    """The folder that `notebooks` and `reports` stand in: round the grid's folder, or the one a person works in."""
+    houses = (Path(os.path.abspath(path)).parent.parent, Path.cwd())
+    found = [house for house in houses if (house / "notebooks").is_dir()]
+    if not found:
+        looked = " nor ".join(dict.fromkeys(str(house / "notebooks") for house in houses))
+        raise OnestepError(
+            f"{path}: no notebooks folder: there is no {looked}; name one with --notebooks or the key `notebooks`, or "
+            "make a folder to work in with onestep-bench start"
+        )
+    # A grid may be kept where somebody else's notebooks happen to stand beside its folder.
+    stages = document.get("stages")
+    stages = stages.values() if isinstance(stages, dict) else ()
+    files = [stage.get("notebook") for stage in stages if isinstance(stage, dict)]
+    return next((house for house in found if _has_any(house / "notebooks", files)), found[0])
+
+
+def _has_any(folder: Path, files: list) -> bool:
+    return any((folder / file).is_file() for file in files if isinstance(file, str))
 
 
 # ---- YAML ------------------------------------------------------------------------------------------------------------

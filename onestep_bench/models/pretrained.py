@@ -1,10 +1,12 @@
 """Models that were not trained here: read from the formats other people release theirs in, or imported as a folder."""
 
+import difflib
 import os
+import sys
 from pathlib import Path
 from urllib.parse import urlparse
 
-from onestep_bench import networks
+from onestep_bench import networks, store
 from onestep_bench.data import pickles
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
@@ -16,17 +18,20 @@ from onestep_bench.store.downloads import fetch
 from onestep_bench.store.files import file_digest, write_text
 
 FORMATS = ("edm", "gdd", "slimflow")
+_KIND = "model-"  # how the store key of a model begins
+_CANDIDATES = 8  # keys that an error line lists
 
 
 def load_pretrained(source: Path | str, *, format: str | None = None, resolution: int | None = None) -> Denoiser:
     """A model that was not trained here, on the CPU, in eval mode, without gradients.
 
-    source: a folder of ours, a file, a name of `zoo.NAMES`, or an https address; the last two are downloaded once,
-    into `models` in the data folder. Files are pickles of NVlabs/edm and GDD, and SlimFlow's .pth; which of them it is
-    can be read from the file, and must be `format` ('edm', 'gdd', 'slimflow') if that is given. Nothing in a file is
-    run. resolution: side of the images of a SlimFlow DDPM++, which its files do not say; without it the network takes
-    images of any side. Networks that take augmentation labels (EDM's) are loaded with the weights for them, and used
-    without. Raises OnestepError, in one line, for whatever cannot be read whole.
+    source: a folder of ours, a file, a store key or a unique start of it ('model-1a2b'), a name of `zoo.NAMES`, or an
+    https address; the last two are downloaded once, into `models` in the data folder. Files are pickles of NVlabs/edm
+    and GDD, and SlimFlow's .pth; which of them it is can be read from the file, and must be `format` ('edm', 'gdd',
+    'slimflow') if that is given. Nothing in a file is run. resolution: side of the images of a SlimFlow DDPM++, which
+    its files do not say; without it the network takes images of any side. Networks that take augmentation labels
+    (EDM's) are loaded with the weights for them, and used without. Raises OnestepError, in one line, for whatever
+    cannot be read whole.
     """
     path = find(source)
     if path.is_dir():
@@ -49,7 +54,10 @@ def load_pretrained(source: Path | str, *, format: str | None = None, resolution
 
 
 def find(source: Path | str) -> Path:
-    """The folder or file of a model, downloaded if it is a name of `zoo.NAMES` or an https address."""
+    """The folder or file of a model, downloaded if it is a name of `zoo.NAMES` or an https address.
+
+    A store key may be as a score row has it, with the path that the model was seen on: it is said that this is dropped.
+    """
     if str(source) in zoo.NAMES:
         source = f"{zoo.EDM_URL}{source}.pkl"
     if str(source).startswith("https://"):
@@ -58,9 +66,49 @@ def find(source: Path | str) -> Path:
         fetch(target, [str(source)])
         return target
     path = Path(source).expanduser()
-    if not path.exists():
-        raise OnestepError(f"no model {source}: neither a file, a folder nor an https address{_hint(str(source))}")
-    return path
+    if path.exists():
+        return path
+    if is_key(source):
+        key, _, seen = str(source).partition("@")
+        found = _stored(key)
+        if seen:
+            line = f"{source} is {found.name} seen on another path; this is the model itself, on its own"
+            print(line, file=sys.stderr)
+        return found
+    what = "neither a file, a folder, a store key nor an https address"
+    raise OnestepError(f"no model {source}: {what}{_hint(str(source))}")
+
+
+def is_key(source: Path | str) -> bool:
+    """Whether this is what keys of models in the store look like, or the start of one."""
+    return str(source).startswith(_KIND) and "/" not in str(source)
+
+
+def _stored(start: str) -> Path:
+    """The one model of the store whose key begins like this."""
+    root = store.root()
+    # What is in the making, or damaged, has a suffix.
+    keys = sorted(path.name for path in root.glob(f"{_KIND}*") if "." not in path.name)
+    found = [key for key in keys if key.startswith(start)]
+    if len(found) == 1:
+        return root / found[0]
+    if found:
+        raise OnestepError(
+            f"{start} is the start of {len(found)} models: {_few(found)}; write more of it (see store ls)"
+        )
+    if (root / f"{start}.partial").exists():
+        raise OnestepError(f"{start} is not whole yet, or was left by a killed run; run again what trains it")
+    if not keys:
+        raise OnestepError(f"no model {start}: the store {root} has none; name another with --store or ONESTEP_STORE")
+    # All begin with the same word, which would make any two of them look alike.
+    starts = dict.fromkeys(key[len(_KIND) : len(start)] for key in keys)
+    near = difflib.get_close_matches(start.removeprefix(_KIND), starts, n=1)
+    hint = f"did you mean {_few([key for key in keys if key.startswith(_KIND + near[0])])}?" if near else ""
+    raise OnestepError(f"no model {start} in the store {root}; {hint or 'see onestep-bench store ls'}")
+
+
+def _few(keys: list[str]) -> str:
+    return ", ".join(keys[:_CANDIDATES]) + (", ..." if len(keys) > _CANDIDATES else "")
 
 
 def _hint(name: str) -> str:

@@ -16,6 +16,8 @@ from onestep_bench.data.pixels import to_uint8
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import replacing
 
+SIDE = 64  # pixels of an image that a person can make out
+
 
 def sheet(rows: Mapping[str, Tensor], *, title: str = "", pixels: float = 0.55) -> Figure:
     """A sheet of images, one labelled row each: uint8 or float in [-1, 1], (n, c, h, w). pixels: inches an image."""
@@ -39,15 +41,18 @@ def sheet(rows: Mapping[str, Tensor], *, title: str = "", pixels: float = 0.55) 
 
 
 def save_grid(images: Tensor, file: Path) -> None:
-    """Write images (n, c, h, w), uint8 or float in [-1, 1], as one picture, about as many to a row as rows, unscaled.
+    """Write images (n, c, h, w), uint8 or float in [-1, 1], as one picture, about as many to a row as rows.
 
-    Raises OnestepError for a file name of no picture format.
+    Small images are enlarged by a whole factor, so that no pixel is invented, to `SIDE` or a little more. Raises
+    OnestepError for a file name of no picture format.
     """
     images = images if images.dtype == torch.uint8 else to_uint8(images)
     columns = math.isqrt(len(images) - 1) + 1
     blank = images.new_full((-len(images) % columns, *images.shape[1:]), 255)
     rows = torch.cat([images, blank]).unflatten(0, (-1, columns))
-    picture = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1).numpy()
+    picture = rows.permute(0, 3, 1, 4, 2).flatten(2, 3).flatten(0, 1)
+    factor = -(-SIDE // images.shape[-1])
+    picture = picture.repeat_interleave(factor, 0).repeat_interleave(factor, 1).cpu().numpy()
     if file.suffix.lower() not in (".png", ".jpg", ".jpeg", ".webp"):
         raise OnestepError(f"{file}: a picture is a .png, .jpg or .webp")
     with replacing(file) as temporary:

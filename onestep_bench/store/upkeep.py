@@ -3,7 +3,7 @@
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import filelock
@@ -12,6 +12,9 @@ from onestep_bench.errors import OnestepError
 from onestep_bench.store.artifacts import Artifact, damaged_files, locked, root
 
 _DAY = 86400.0
+# What a person knows a model by. Of pairs and scores the variant is how they were drawn, the rest that of their model.
+WHAT = ("method", "variant", "size", "data", "kimg", "seed")
+_PAIRS = "pairs"  # as the data of what was trained on pairs
 
 
 @dataclass(frozen=True)
@@ -20,14 +23,16 @@ class Entry:
 
     state: 'whole', 'partial' (in the making, or left by a killed run, which the next one goes on from) or 'damaged'
     (set aside, or without a record). bytes: of its files. used: when it was last asked for or written, in seconds since
-    the epoch. what: method, sampler and size, as far as its recipe says. parents: keys of what it was made from.
+    the epoch. what: texts under names of `WHAT`, as far as its record, or that of what it was made from, says. named:
+    hash and name of the data it was trained on, if noted. parents: keys of what it was made from.
     """
 
     folder: Path
     state: str
     bytes: int
     used: float
-    what: str
+    what: dict[str, str]
+    named: tuple[str, str] | None
     parents: tuple[str, ...]
 
     @property
@@ -41,7 +46,7 @@ def entries() -> list[Entry]:
     if not root().is_dir():
         raise OnestepError(f"no store at {root()}; name another with --store or ONESTEP_STORE")
     found = [_entry(folder) for folder in root().iterdir() if folder.is_dir() and not folder.name.startswith(".")]
-    return sorted((entry for entry in found if entry), key=lambda entry: (-entry.bytes, entry.key))
+    return _told(sorted((entry for entry in found if entry), key=lambda entry: (-entry.bytes, entry.key)))
 
 
 def _entry(folder: Path) -> Entry | None:
@@ -51,15 +56,65 @@ def _entry(folder: Path) -> Entry | None:
         used = max((stat.st_mtime for stat in stats), default=folder.stat().st_mtime)
     except FileNotFoundError:  # renamed or removed by a run, meanwhile
         return None
-    state, meta = folder.suffix.removeprefix("."), {"recipe": {}, "parents": []}
+    state, meta = folder.suffix.removeprefix("."), {"recipe": {}, "parents": [], "cost": {}}
     if not state:
         try:
             state, meta = "whole", Artifact(folder).meta
         except OnestepError:
             state = "damaged"
-    words = [meta["recipe"].get(name) for name in ("method", "sampler", "size")]
-    what = " ".join(str(word) for word in words if word)
-    return Entry(folder, state, sum(stat.st_size for stat in stats), used, what, tuple(meta["parents"]))
+    # What was trained on images notes their name beside its cost; recipes know their hash alone.
+    named = (meta["recipe"].get("data"), meta["cost"]["data"]) if "data" in meta["cost"] else None
+    size = sum(stat.st_size for stat in stats)
+    return Entry(folder, state, size, used, _what(meta), named, tuple(meta["parents"]))
+
+
+def _what(meta: dict) -> dict[str, str]:
+    """What the record itself says, under the names of `WHAT`."""
+    recipe = meta["recipe"]
+    said = {
+        "method": recipe.get("method") or recipe.get("protocol", "").partition("@")[0],  # of a reference: its judge
+        "variant": recipe.get("config", {}).get("variant"),
+        "size": recipe.get("size"),
+        "data": recipe.get("data"),
+        "kimg": recipe.get("training", {}).get("kimg"),
+        "seed": recipe.get("seed"),
+    }
+    if "sampler" in recipe:  # of pairs and scores, which are of a model
+        said["variant"] = f"{recipe['sampler']} {recipe.get('steps')}"
+    return {name: _text(value) for name, value in said.items() if value not in (None, "")}
+
+
+def _text(value: object) -> str:
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _told(found: list[Entry]) -> list[Entry]:
+    """The entries, with what only the lineage knows: which model pairs and scores are of, what a student's data are."""
+    whole = {entry.key: entry for entry in found if entry.state == "whole"}
+    known: dict[str, dict[str, str]] = {}
+
+    def what(entry: Entry) -> dict[str, str]:
+        if entry.key in known:
+            return known[entry.key]
+        said, known[entry.key] = dict(entry.what), entry.what  # the latter against circles, which no run makes
+        for parent in (what(whole[key]) for key in entry.parents if key in whole):
+            if "method" not in entry.what:
+                of = " ".join(parent[name] for name in ("method", "variant") if name in parent)
+                said = parent | {"method": of} | said
+            elif said.get("data") in (None, _PAIRS) and "data" in parent:
+                said["data"] = parent["data"]
+        known[entry.key] = said
+        return said
+
+    names = dict(entry.named for entry in whole.values() if entry.named)
+    return [replace(entry, what=_with_name(what(entry), names)) for entry in found]
+
+
+def _with_name(what: dict[str, str], names: dict[str, str]) -> dict[str, str]:
+    """With the name of the data where it is known, else with the beginning of their hash."""
+    if "data" not in what:
+        return what
+    return what | {"data": names.get(what["data"], what["data"][:8])}
 
 
 def damages() -> Iterator[tuple[Entry, list[str]]]:

@@ -215,9 +215,39 @@ def test_store_ls_shows_sizes(store_folder, capsys):
     make("model", "sfddm", [teacher])
     assert main(["store", "ls"]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert sorted(line.split()[1:4] for line in lines[1:3]) == [["edm", "1M", "whole"], ["sfddm", "1M", "whole"]]
+    assert " ".join(lines[0].split()) == "artifact method variant size data kimg seed bytes unused"
+    assert sorted(line.split()[1:4] for line in lines[1:3]) == [["edm", "-", "1M"], ["sfddm", "-", "1M"]]
     assert "1.3 KB" in lines[1]
     assert lines[-1].startswith("2 artifacts, 2.5 KB in ")
+
+
+def test_store_ls_tells_what_one_knows_a_model_by(store_folder, capsys):
+    def keep(kind, recipe, parents=(), **noted):
+        return memo(kind, recipe, parents, lambda folder: {"kimg": 1.0, "seconds": 2.0, "device": "none"} | noted)
+
+    common = {"size": "0.2M", "seed": 0, "training": {"kimg": 200.0}, "config": {}}
+    teacher = keep("model", common | {"method": "edm", "data": "0123456789abcdef"}, data="digits")
+    pairs = keep("pairs", {"n": 8, "sampler": "heun", "steps": 18, "seed": 3}, [teacher])
+    reflow = {"method": "flow-guided-distillation", "data": "pairs", "training": {"kimg": 1.5}}
+    student = keep("model", common | reflow, [pairs, teacher])
+    gdd = {"method": "gdd", "data": "fedcba9876543210", "config": {"variant": "gdd-i"}}  # trained by an older version
+    other = keep("model", common | gdd, [teacher])
+    scores = keep("scores", {"sampler": "dpmpp_2m", "steps": 18, "data": "0123456789abcdef"}, [other])
+    keep("reference", {"protocol": "digits-cnn@0123; no resize", "data": "0123456789abcdef"})
+    (store_folder / "model-1.partial").mkdir()
+    assert main(["store", "ls"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines[:-1])) <= 120
+    assert any(line.split()[1:5] == ["digits-cnn", "-", "-", "digits"] for line in lines)
+    told = {line.split()[0]: " ".join(line.split()[1:]).rsplit(" ", 4)[0] for line in lines[1:8] if line[:3] != "ref"}
+    assert told == {
+        teacher.key: "edm - 0.2M digits 200 0",
+        pairs.key: "edm heun 18 0.2M digits 200 3",
+        student.key: "flow-guided-distillation - 0.2M digits 1.5 0",
+        other.key: "gdd gdd-i 0.2M fedcba98 200 0",
+        scores.key: "gdd gdd-i dpmpp_2m 18 0.2M digits 200 0",
+        "model-1": "(partial) - - - - -",
+    }
 
 
 def test_store_verify_names_what_is_damaged(store_folder, capsys):

@@ -23,6 +23,8 @@ seed = 0
 note = None
 """
 
+STAGE = "stages: {t: {notebook: teacher.ipynb}}"
+
 
 @pytest.fixture
 def house(tmp_path: Path) -> Path:
@@ -130,6 +132,9 @@ def test_a_mistake_in_a_stage_is_one_line_that_names_file_and_stage(house, stage
         ("- a\n- b", "the file must be a mapping"),
         ("name: a/b\nstages: {t: {notebook: teacher.ipynb}}", "name must be letters, digits, .* not str 'a/b'"),
         ("stages: {t: {notebook: teacher.ipynb}}", "name must be .* not empty"),
+        (f"name: tiny\nout: [a]\n{STAGE}", "tiny.yaml: out must be text, not list"),
+        (f"name: tiny\nnotebooks:\n{STAGE}", "tiny.yaml: notebooks must be text, not empty"),
+        (f"name: tiny\nnotebooks: nowhere\n{STAGE}", "no notebooks folder at .*params/nowhere; name another"),
         ("name: tiny\nstage: {}", "unknown key 'stage'; did you mean 'stages'?"),
         ("name: tiny\ngpus: 2\nstages: {t: {notebook: teacher.ipynb}}", "unknown key 'gpus'"),
         ("name: tiny\nlimit: []\nstages: {t: {notebook: teacher.ipynb}}", "tiny.yaml: limit must be seconds"),
@@ -176,6 +181,52 @@ def test_missing_files_are_named(house):
     path = grid_file(house, "name: tiny\nstages: {t: {notebook: teacher.ipynb}}")
     with pytest.raises(OnestepError, match=r"no notebooks folder at .*nowhere; name another with --notebooks"):
         read_grid(path, notebooks=house / "nowhere")
+
+
+def kept_elsewhere(tmp_path, head="") -> Path:
+    """A grid in a folder of its own, with no notebooks near."""
+    path = tmp_path / "home" / "grids" / "x.yaml"
+    path.parent.mkdir(parents=True)
+    path.write_text(f"name: x\n{head}\n{STAGE}")
+    return path
+
+
+def test_a_grid_kept_anywhere_works_in_the_working_folder(house, tmp_path_factory, monkeypatch):
+    path = kept_elsewhere(tmp_path_factory.mktemp("other"))
+    monkeypatch.chdir(house)
+    grid = read_grid(path)
+    assert grid.cells[0].notebook == house / "notebooks" / "teacher.ipynb"
+    assert grid.out == house / "reports" / "x"
+    # Notebooks of something else, beside the folder of grids.
+    notebook(path.parent.parent / "notebooks" / "taxes.ipynb", "", "print(1)")
+    assert read_grid(path).out == house / "reports" / "x"
+    # A grid in a house stays there, from wherever it is run.
+    (path.parent / "notebooks").mkdir()
+    monkeypatch.chdir(path.parent)
+    grid = read_grid(grid_file(house, f"name: tiny\n{STAGE}"))
+    assert (grid.out, grid.cells[0].notebook.parent) == (house / "reports" / "tiny", house / "notebooks")
+
+
+def test_a_grid_says_where_its_notebooks_are_and_its_results_go(house, tmp_path_factory, monkeypatch):
+    work = tmp_path_factory.mktemp("work")
+    monkeypatch.chdir(work)
+    grid = read_grid(grid_file(house, f"name: tiny\nnotebooks: ../notebooks\nout: ../results/one\n{STAGE}"))
+    assert grid.cells[0].notebook == house / "notebooks" / "teacher.ipynb"
+    assert grid.out == house / "results" / "one"
+    # Named notebooks may be anybody's: without `out`, results land where one works.
+    path = grid_file(house, f"name: tiny\nnotebooks: {house / 'notebooks'}\n{STAGE}")
+    assert read_grid(path).out == work / "reports" / "tiny"
+    path = grid_file(house, f"name: tiny\nnotebooks: nowhere\nout: there\n{STAGE}")
+    grid = read_grid(path, notebooks=house / "notebooks", out="here")
+    assert (grid.out, grid.cells[0].notebook.parent) == (work / "here", house / "notebooks")
+
+
+def test_no_notebooks_anywhere_is_one_line_that_says_where_they_were_looked_for(tmp_path, monkeypatch, refuses):
+    path = kept_elsewhere(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    looked = f"no {tmp_path / 'home' / 'notebooks'} nor {tmp_path / 'notebooks'}"
+    with refuses(f"{path}: ", looked, "--notebooks", "onestep-bench start"):
+        read_grid(path)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from onestep_bench.models import checkpoints
 from onestep_bench.networks.build import size_of, sized
 from onestep_bench.networks.sizes import SIZES
 from onestep_bench.report import plots
+from onestep_bench.store import upkeep
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 
@@ -76,6 +77,10 @@ def test_an_import_is_found_again_and_follows_the_file(tmp_path, digits):
 def test_a_model_of_this_store_keeps_its_cost(digits):
     model = study.train("edm", digits, size="0.05M", **TINY)
     assert study.teacher(str(model.artifact.folder), digits, size="", kimg=0, lr=0).artifact.cost()["kimg"] == 0.024
+    assert study.pretrained(model.artifact.key[:9]).artifact == model.artifact
+    (kept,) = upkeep.entries()
+    told = {"method": "edm", "size": "0.05M", "data": "digits", "kimg": "0.024", "seed": "0"}
+    assert kept.what == told  # the data by name, of which the recipe has the hash
 
 
 def test_a_method_is_a_teacher_as_before(digits):
