@@ -17,6 +17,7 @@ from onestep_bench import data, methods, networks, study
 from onestep_bench.denoiser import EDM, Denoiser
 from onestep_bench.errors import OnestepError
 from onestep_bench.models import sampling
+from onestep_bench.scoring import recipe, references
 from onestep_bench.training import ranks, together
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
@@ -152,6 +153,13 @@ def artifacts(folder):
         "mishap": mishap() if ranks.count() > 1 else None,
     }
     torch.save(found, folder / f"artifacts-{ranks.index()}.pt")
+
+
+def judge(folder):
+    """What a classifier of a few steps says of itself: the hash of its weights is in it."""
+    recipe.FEWEST, recipe.GREY = 8, recipe.Recipe((8, 8, 8), epochs=1, most=8, hflip=False)
+    protocol = references.judge("classifier", data.load("digits")).protocol
+    torch.save(protocol, folder / f"judge-{ranks.index()}.pt")
 
 
 def mishap():

@@ -33,7 +33,7 @@ TOWER = [
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}
 # The four files of mathematics stand on each other, the ground's files too.
 NEIGHBOURS = [GROUND, MATHEMATICS]
-NO_TORCH = ("grid", "store", "cli", "scoring.rows", "networks.sizes", "errors", "units")
+NO_TORCH = ("grid", "store", "cli", "scoring.rows", "scoring.recipe", "networks.sizes", "errors", "units")
 
 
 def name_of(path):

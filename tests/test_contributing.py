@@ -22,7 +22,7 @@ PACKAGE = Path(onestep_bench.__file__).parent
 ROOT = PACKAGE.parent
 PAGE = (ROOT / "CONTRIBUTING.md").read_text()
 
-# Budgets at which a notebook runs through in seconds. The judge `classifier` would take a minute.
+# Budgets at which a notebook runs through in seconds. The judge `classifier` would take longer.
 TINY = {
     "teacher_kimg": 0.064,
     "kimg": 0.064,
@@ -79,7 +79,7 @@ WALKS = {made.kind: made for made in map(walk, re.findall(r"^## (Add a .*?)(?=^#
 ADDED = {
     "method": ("fresh-kd", "method"),
     "data set": ("shapes", "dataset"),
-    "judge": ("random-features", "features"),
+    "judge": ("pixels", "features"),
     "sampler": ("midpoint", "sampler"),
 }
 

@@ -9,7 +9,7 @@ from onestep_bench.cli.terminal import add_source
 def add_commands(commands) -> None:
     """Add dataset."""
     text = "make a data set of square images from a folder, zip or tar, or check one"
-    about = "folder, zip or tar of images, or an archive of CIFAR-10"
+    about = "folder, zip or tar of images, or an archive of CIFAR-10; to --check also a data set's name (mnist)"
     sub = add_source(commands, "dataset", _dataset, text, "SOURCE", about)
     what = sub.add_mutually_exclusive_group(required=True)
     what.add_argument("-o", "--out", type=Path, metavar="OUT.zip", help="write a data set in the layout of NVlabs/edm")
@@ -31,7 +31,7 @@ def _dataset(options: argparse.Namespace) -> int:
     from onestep_bench.data import tool
 
     if options.check:
-        found = tool.check(Path(options.source))
+        found = tool.check_named(options.source)
         print("\n".join(found.lines()))
         return 1 if found.problems else 0
     count, digest = tool.build(Path(options.source), options.out, side=options.resolution, transform=options.transform)

@@ -1,9 +1,10 @@
-"""Folders, zips and tars of images as arrays, with the labels of their dataset.json."""
+"""Folders, zips and tars of images as arrays, with the labels of their dataset.json or of their sub-folders."""
 
 import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 
@@ -13,6 +14,8 @@ from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import replacing
 
 _CLASSES = 10**6
+# Folders of a thousand files each, as NVlabs/edm (00012/img00012345.png) and others (12000/12345.png) write them.
+_NUMBERED = re.compile(r"(\d{5,})/(?:img)?(\d{5,})\.\w+")
 _MAPPED = 1 << 26  # bytes from which on decoded images are mapped from a file
 
 
@@ -24,12 +27,13 @@ def read_source(source: Path) -> Arrays:
 
 
 def read_labels(archive: Archive, images: list[str]) -> np.ndarray | None:
-    """Labels (n,) int64 of the named images, by the archive's dataset.json; None where it has none.
+    """Labels (n,) int64 of the named images, by the archive's dataset.json, else by `classes_of`; None without either.
 
     Raises OnestepError for a dataset.json that is damaged, or does not give every image one whole number.
     """
     if "dataset.json" not in archive.files:
-        return None
+        numbers = {name: label for label, name in enumerate(classes_of(images))}
+        return np.array([numbers[PurePosixPath(file).parts[0]] for file in images], np.int64) if numbers else None
     source = archive.path
     try:
         pairs = json.loads(archive.read("dataset.json"))["labels"]
@@ -47,6 +51,28 @@ def read_labels(archive: Archive, images: list[str]) -> np.ndarray | None:
         example = f" ({unmatched[0]} has no partner)" if unmatched else ""
         raise OnestepError(f"{source} has {len(images)} images but {len(pairs)} labels{example}; mend dataset.json")
     return np.array([labels[file] for file in images], np.int64)
+
+
+def classes_of(images: Iterable[str]) -> list[str]:
+    """The sub-folders that are classes, sorted by name, of images named by their paths; empty where there are none.
+
+    They are if every image lies in a sub-folder, and none deeper. A single one is only a wrapping, and folders that are
+    numbered by the files in them are no classes either.
+    """
+    paths = [PurePosixPath(file) for file in images]  # which begins no path with ./, as tars do
+    found = sorted({path.parts[0] for path in paths})
+    if len(found) < 2 or any(len(path.parts) != 2 for path in paths) or all(map(_is_numbered, paths)):
+        return []
+    return found
+
+
+def _is_numbered(path: PurePosixPath) -> bool:
+    """Whether the folder of a file tells only its number, in thousands."""
+    found = _NUMBERED.fullmatch(str(path))
+    if found is None:
+        return False
+    folder, number = map(int, found.groups())
+    return folder in (number // 1000, number - number % 1000)
 
 
 def _read_images(archive: Archive, files: list[str]) -> np.ndarray:

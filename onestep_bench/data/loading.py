@@ -26,16 +26,32 @@ def load(name: str, path: Path | str | None = None) -> Dataset:
 
     Files are looked for under `path`, else under the folder that ONESTEP_DATA names, else under
     ~/.cache/onestep_bench/data. A registered set that is not there is downloaded and its checksum verified.
-    Labels of zips and folders come from their dataset.json (the layout of NVlabs/edm); without it there are none.
+    Labels of zips and folders come from their dataset.json (the layout of NVlabs/edm); without it, sub-folders are
+    classes, sorted by name, if every image lies in one (`folders.classes_of`); else there are none.
     Raises OnestepError for an unknown name, a missing, damaged or inconsistent file, or a failed download.
     """
     if path is not None and not Path(path).expanduser().is_dir():
         raise OnestepError(f"data folder {path} does not exist; create it or correct the path")
-    root = Path(path or os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
     if name in names():
-        return _checked(name, *LOADERS[name](root))
-    source = _find(name, root, here=path is None)
+        return _checked(name, *LOADERS[name](_root(path)))
+    source = find(name, path)
     return _checked(source.resolve().name.removesuffix(".zip"), *read_source(source))
+
+
+def find(name: str, path: Path | str | None = None) -> Path:
+    """The zip, folder or tar that `load` takes by this name, which is not registered. Raises OnestepError if none."""
+    root = _root(path)
+    candidates = [Path(name).expanduser()] if path is None else []
+    for candidate in [*candidates, root / name]:
+        if name and candidate.exists():
+            return candidate
+    if "/" in name or name.endswith(".zip"):
+        raise OnestepError(f"no file or folder {name} (looked in {root} too); correct the path or set ONESTEP_DATA")
+    raise OnestepError(f"unknown data set {name!r}{near_miss(name, names())} (or give the path of a zip or folder)")
+
+
+def _root(path: Path | str | None) -> Path:
+    return Path(path or os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
 
 
 def _checked(name: str, images: np.ndarray, labels: np.ndarray | None) -> Dataset:
@@ -54,13 +70,3 @@ def digest_of(shape: tuple[int, ...], pixels: Iterable[np.ndarray], labels: np.n
     if labels is not None:
         digest.update(labels.tobytes())
     return digest.hexdigest()[:16]
-
-
-def _find(name: str, root: Path, *, here: bool) -> Path:
-    candidates = [Path(name).expanduser()] if here else []
-    for candidate in [*candidates, root / name]:
-        if name and candidate.exists():
-            return candidate
-    if "/" in name or name.endswith(".zip"):
-        raise OnestepError(f"no file or folder {name} (looked in {root} too); correct the path or set ONESTEP_DATA")
-    raise OnestepError(f"unknown data set {name!r}{near_miss(name, names())} (or give the path of a zip or folder)")

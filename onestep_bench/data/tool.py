@@ -16,8 +16,9 @@ from PIL import Image
 
 from onestep_bench.data import cifar
 from onestep_bench.data.archives import decode, image_names, opened, picture
-from onestep_bench.data.folders import read_labels
-from onestep_bench.data.loading import digest_of
+from onestep_bench.data.folders import classes_of, read_labels
+from onestep_bench.data.loading import digest_of, find, load
+from onestep_bench.data.registry import LOADERS
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import file_digest, replacing
 
@@ -88,8 +89,8 @@ def build(source: Path, out: Path, *, side: int | None = None, transform: str | 
 
     side: of the square images written, by default that of the first, which must then be square, as must all others be.
     transform: a key of `TRANSFORMS`, for which side is needed. Colour and grey follow the first image. Labels are
-    those of the source's dataset.json. The same images give the same bytes. Raises OnestepError for a source that is
-    damaged or whose images cannot be made alike.
+    those of the source, as `data.load` finds them. The same images give the same bytes. Raises OnestepError for a
+    source that is damaged or whose images cannot be made alike.
     """
     if out.suffix != ".zip":
         raise OnestepError(f"{out}: a data set is a .zip")
@@ -176,6 +177,22 @@ class Check:
 _SHOWN = 10  # problems of a kind come by the thousand
 
 
+def check_named(name: str) -> Check:
+    """`check` of what `data.load` takes by this name or path; of a registered data set, of the images it loads.
+
+    Raises OnestepError for an unknown name, and as `data.load` and `check` do.
+    """
+    if name not in LOADERS:
+        return check(find(name))
+    data = load(name)
+    channels, height, width = data.shape
+    labels = None if data.labels is None else data.labels.numpy()
+    found = Check(count=len(data), sizes=Counter({(width, height, channels): len(data)}), digest=data.digest)
+    found.labels = _in_words(labels)
+    found.duplicates = len(data) - len({_fingerprint(image) for image in data.images.numpy()})
+    return found
+
+
 def check(source: Path) -> Check:
     """Look at every image of a folder, zip or tar, one at a time.
 
@@ -191,15 +208,13 @@ def check(source: Path) -> Check:
             labels = read_labels(archive, names)
         except OnestepError as error:
             found.problems.append(str(error))
+        found.labels = _in_words(labels) + _origin(labels, archive.files, names)
         # Hashing asks for the images one after the other; looking at each on its way is what fills `found`.
         arrays = _looked_at(source, names, archive.read, found)
         first = next(arrays, None)
         if first is not None:
             shape = (len(names), *first.shape)
             found.digest = digest_of(shape, itertools.chain([first], arrays), labels)
-    if labels is not None:
-        counts = np.bincount(labels)
-        found.labels = f"{len(counts)} classes of {counts.min()} to {counts.max()} images"
     if len(found.sizes) > 1:
         found.problems.append("not all images are alike; build the data set anew with --resolution and --transform")
     if any(width != height for width, height, _ in found.sizes):
@@ -207,6 +222,29 @@ def check(source: Path) -> Check:
     if found.problems:
         found.digest = ""
     return found
+
+
+def _in_words(labels: np.ndarray | None) -> str:
+    if labels is None:
+        return "none"
+    counts = np.bincount(labels)
+    return f"{len(counts)} classes of {counts.min()} to {counts.max()} images"
+
+
+def _origin(labels: np.ndarray | None, files: list[str], images: list[str]) -> str:
+    """Where labels come from, or why images in folders have none."""
+    if "dataset.json" in files:
+        return " (dataset.json has none)" if labels is None else ", by dataset.json"
+    if labels is not None:
+        classes = classes_of(images)
+        return f", by sub-folder: {', '.join(classes[:_SHOWN])}" + (", ..." if len(classes) > _SHOWN else "")
+    return " (the sub-folders are no classes)" if any("/" in name for name in images) else ""
+
+
+def _fingerprint(image: np.ndarray) -> bytes:
+    """Of the pixels (c, h, w), for telling equal images."""
+    pixels = np.ascontiguousarray(image)
+    return hashlib.blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode()).digest()
 
 
 def _looked_at(source: Path, names: list[str], read, found: Check) -> Iterator[np.ndarray]:
@@ -220,7 +258,7 @@ def _looked_at(source: Path, names: list[str], read, found: Check) -> Iterator[n
             continue
         channels, height, width = pixels.shape
         found.sizes[width, height, channels] += 1
-        digest = hashlib.blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode()).digest()
+        digest = _fingerprint(pixels)
         found.duplicates += digest in seen
         seen.add(digest)
         yield pixels

@@ -16,7 +16,9 @@ from onestep_bench.models import cost
 from onestep_bench.scoring import judges, judging
 from onestep_bench.scoring.judges import FeatureExtractor, classifier
 from onestep_bench.scoring.judging import Judged
+from onestep_bench.scoring.recipe import steps_for
 from onestep_bench.store.files import file_digest, replacing
+from onestep_bench.training import ranks, together
 from onestep_bench.training.ranks import device, device_name
 
 # What EDM2's reference files call the statistics of each judge; EDM's older files hold those of Inception alone.
@@ -70,18 +72,20 @@ def _classifier(data: Dataset | Statistics) -> FeatureExtractor:
         "method": "judge",
         "version": classifier.VERSION,
         "data": data.digest,
-        "steps": classifier.steps_for(len(data)),
+        "steps": steps_for(len(data), data.channels),
     }
 
     def make(folder: Path) -> dict:
-        clock = cost.Stopwatch()
-        network, accuracy = classifier.train(data.images, data.labels, device())
-        state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
-        with replacing(folder / "classifier.safetensors") as temporary:
-            save_file(state | {"accuracy": torch.tensor(accuracy, dtype=torch.float64)}, temporary)
-        return {"kimg": recipe["steps"] * classifier.BATCH / 1000, "seconds": clock.seconds, "device": device_name()}
+        checkpoint = folder / "checkpoint.pt"
+        network, accuracy, last = classifier.train(data.images, data.labels, device(), checkpoint)
+        if ranks.leads():
+            state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
+            with replacing(folder / "classifier.safetensors") as temporary:
+                save_file(state | {"accuracy": torch.tensor(accuracy, dtype=torch.float64)}, temporary)
+            checkpoint.unlink(missing_ok=True)
+        return together.spent(last.kimg, last.seconds)
 
-    path = store.memo("judge", recipe, [], make).folder / "classifier.safetensors"
+    path = together.memo("judge", recipe, [], make).folder / "classifier.safetensors"
     state = load_file(path)
     accuracy = state.pop("accuracy").item()
     network = classifier.Classifier(data.channels, data.num_classes)

@@ -150,6 +150,74 @@ def test_unlabelled_folder_of_folders(tmp_path):
     assert found.class_counts == []
 
 
+# --- classes by sub-folder
+
+
+def pictured(*names):
+    """A small picture of each name."""
+    return {name: png(image) for name, image in zip(names, pixels(len(names)), strict=True)}
+
+
+def write_all(folder, members):
+    for name, content in members.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    return folder
+
+
+def packed(kind, folder, members):
+    """The same files as a folder, a zip or a tar."""
+    if kind == "folder":
+        return write_all(folder / "set", members)
+    if kind == "zip":
+        return write_zip(folder / "set.zip", members)
+    with tarfile.open(folder / "set.tar", "w") as archive:
+        archive.add(write_all(folder / "set", members), ".")
+    return folder / "set.tar"
+
+
+@pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
+def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path, kind):
+    members = pictured("dog/2.png", "cat/7.png", "a b/0.png", "a/9.png", "cat/0.png")
+    found = load(str(packed(kind, tmp_path, members | {"notes.txt": b"", ".hidden/x.png": b""})))
+    order = ["a b/0.png", "a/9.png", "cat/0.png", "cat/7.png", "dog/2.png"]
+    assert [png(image) for image in found.images.numpy()] == [members[name] for name in order]
+    assert found.labels.tolist() == [1, 0, 2, 2, 3]
+
+
+def test_digits_as_folders_are_classes(tmp_path):
+    found = load(str(write_all(tmp_path, pictured("0/1.png", "0/2.png", "1/0.png", "9/12345.png"))))
+    assert found.labels.tolist() == [0, 0, 1, 2]
+
+
+NO_CLASSES = {
+    "as NVlabs/edm numbers them": ("00000/img00000000.png", "00000/img00000999.png", "00001/img00001000.png"),
+    "as FFHQ and EDM's generator do": ("00000/00000.png", "01000/01000.png", "69000/69999.png"),
+    "one folder": ("photos/a.png", "photos/b.png"),
+    "some deeper": ("cat/a.png", "cat/b.png", "dog/young/c.png"),
+    "all deeper": ("train/cat/a.png", "train/dog/b.png"),
+    "some outside": ("a.png", "cat/b.png", "dog/c.png"),
+}
+
+
+@pytest.mark.parametrize("names", NO_CLASSES.values(), ids=NO_CLASSES)
+def test_other_sub_folders_are_no_classes(tmp_path, names):
+    assert load(str(write_all(tmp_path, pictured(*names)))).labels is None
+
+
+def test_numbers_that_do_not_count_the_files_are_classes(tmp_path):
+    names = ("00000/00003_00021.png", "00014/00003_00021.png", "00042/img00000000.png")
+    assert load(str(write_all(tmp_path, pictured(*names)))).labels.tolist() == [0, 1, 2]
+
+
+def test_dataset_json_is_believed_before_sub_folders(tmp_path):
+    write_all(tmp_path, pictured("cat/a.png", "dog/b.png"))
+    for labels, expected in ([["cat/a.png", 5], ["dog/b.png", 0]], [5, 0]), (None, None):
+        (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+        found = load(str(tmp_path)).labels
+        assert (found if found is None else found.tolist()) == expected
+
+
 def test_zip_is_found_under_the_environment_folder(tmp_path, monkeypatch):
     images = pixels(2)
     labels = {"labels": [["00000/b.png", 1], ["00000/a.png", 0]]}

@@ -15,7 +15,7 @@ from PIL import Image
 from test_data import cifar_archive, cifar_batches, pixels, png, write_folder, write_zip
 
 from onestep_bench.cli import main
-from onestep_bench.data import tool
+from onestep_bench.data import registry, tool
 from onestep_bench.data.loading import load
 
 
@@ -149,9 +149,38 @@ def test_check_reports_a_good_set(tmp_path):
     found = tool.check(tmp_path / "set.zip")
     assert (found.count, found.duplicates, found.problems) == (5, 1, [])
     assert found.sizes == {(8, 8, 3): 5}
-    assert found.labels == "3 classes of 1 to 3 images"
+    assert found.labels == "3 classes of 1 to 3 images, by dataset.json"
     assert found.digest == load(str(tmp_path / "set.zip")).digest
     assert found.sha256 == hashlib.sha256((tmp_path / "set.zip").read_bytes()).hexdigest()
+
+
+def test_sub_folders_become_the_labels_of_the_set(tmp_path):
+    images = pixels(3, 3, 8)
+    members = {name: png(image) for name, image in zip(("cat/0.png", "cat/1.png", "dog/0.png"), images, strict=True)}
+    source = write_zip(tmp_path / "pets.zip", members)
+    assert tool.check(source).labels == "2 classes of 1 to 2 images, by sub-folder: cat, dog"
+    found = built(source, tmp_path / "set.zip")
+    assert found.labels.tolist() == [0, 0, 1]
+    assert found.digest == tool.check(source).digest == load(str(source)).digest
+
+
+@pytest.mark.parametrize(
+    ("name", "extra", "told"),
+    [
+        ("0.png", {}, "none"),
+        ("0.png", {"dataset.json": '{"labels": null}'}, "none (dataset.json has none)"),
+        ("00000/img00000000.png", {}, "none (the sub-folders are no classes)"),
+    ],
+)
+def test_check_says_why_there_are_no_labels(tmp_path, name, extra, told):
+    assert tool.check(write_zip(tmp_path / "set.zip", {name: png(pixels()[0])} | extra)).labels == told
+
+
+def test_many_classes_are_not_all_named(tmp_path):
+    source = write_zip(tmp_path / "set.zip", {f"class {i}/0.png": png(pixels()[0]) for i in range(100, 120)})
+    told = tool.check(source).labels
+    assert told.startswith("20 classes of 1 to 1 images, by sub-folder: class 100, class 101, ")
+    assert told.endswith("class 109, ...")
 
 
 def test_check_lists_what_is_wrong(tmp_path):
@@ -182,13 +211,42 @@ def test_the_commands_say_it(tmp_path, capsys):
             main(["dataset", str(folder), "-o", out, "--resolution", size])
 
 
+def test_a_registered_name_is_checked_like_a_path(capsys):
+    assert main(["dataset", "digits", "--check"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [
+        "images: 1797",
+        "sizes: 1797 of 8x8 grey",
+        "labels: 10 classes of 174 to 183 images",
+        "duplicates: 0",
+        f"digest: {load('digits').digest}",
+    ]
+
+
+def test_equal_images_of_a_registered_name_are_counted(monkeypatch):
+    monkeypatch.setitem(registry.LOADERS, "twins", lambda root: (pixels(3)[[0, 1, 0, 0, 2]], None))
+    found = tool.check_named("twins")
+    assert (found.count, found.duplicates, found.labels) == (5, 2, "none")
+
+
+def test_a_name_is_found_as_load_finds_it(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("ONESTEP_DATA", str(tmp_path))
+    write_zip(tmp_path / "mine.zip", {"0.png": png(pixels()[0])})
+    assert main(["dataset", "mine.zip", "--check"]) == 0
+    assert "images: 1" in capsys.readouterr().out
+    assert main(["dataset", "digts", "--check"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("onestep-bench: error: unknown data set 'digts'; did you mean 'digits'?")
+    assert told.count("\n") == 1
+
+
 # --- files that are there to do harm
 
 
 BOMBS = """
 import resource, sys
 from pathlib import Path
-from onestep_bench.data import tool
+from onestep_bench.data import registry, tool
 from onestep_bench.data.loading import load as load_name
 from onestep_bench.errors import OnestepError
 def load(path):

@@ -1,5 +1,9 @@
 """Judges whose weights are not shipped, with stand-ins in their place: what is round the network is checked here."""
 
+import json
+import os
+import time
+
 import numpy as np
 import pytest
 import requests
@@ -8,13 +12,15 @@ from inception_standin import NAME, write
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
+from onestep_bench import store
 from onestep_bench.compat import import_clip, import_torchvision
 from onestep_bench.data.loading import load
 from onestep_bench.data.streams import images_at
-from onestep_bench.scoring import judging, references
+from onestep_bench.scoring import judging, recipe, references
 from onestep_bench.scoring.judges import classifier, clip, dinov2, inception, load_extractor
 from onestep_bench.scoring.judges.resize import clean_resize
 from onestep_bench.scoring.metrics import frechet_from_moments
+from onestep_bench.seeds import Draw
 from onestep_bench.store.files import file_digest
 
 MODES = {"inception": "clean", "inception-legacy": "legacy_tensorflow"}
@@ -230,8 +236,9 @@ def test_dinov2_without_its_code_says_where_to_put_it(tmp_path, monkeypatch, ref
 
 @pytest.fixture
 def quick(monkeypatch, store_folder):
-    monkeypatch.setattr(classifier, "STEPS", (80, 80))
-    monkeypatch.setattr(classifier, "BATCH", 32)
+    monkeypatch.setattr(recipe, "GREY", recipe.Recipe((16, 32, 64), epochs=1, most=80, hflip=False))
+    monkeypatch.setattr(recipe, "FEWEST", 80)
+    monkeypatch.setattr(recipe, "BATCH", 32)
 
 
 def test_the_classifier_learns_once_and_says_how_well(quick, monkeypatch):
@@ -253,6 +260,83 @@ def test_the_classifier_is_the_same_whenever_it_is_trained(quick):
     networks = [classifier.train(digits.images[:300], digits.labels[:300], torch.device("cpu"))[0] for _ in range(2)]
     states = [network.state_dict() for network in networks]
     assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+class Killed(Exception):
+    pass
+
+
+def test_a_killed_classifier_goes_on_to_the_same_bits(quick, monkeypatch, tmp_path):
+    digits, shifted, steps = load("digits"), classifier._shifted, []
+    undisturbed = references.judge("classifier", digits)
+    monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))
+    monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
+    for kill_at in (37, None):
+
+        def watched(images, draw, kill_at=kill_at):
+            if draw.step == kill_at:
+                raise Killed
+            steps.append(draw.step)
+            return shifted(images, draw)
+
+        monkeypatch.setattr(classifier, "_shifted", watched)
+        if kill_at:
+            with pytest.raises(Killed):
+                references.judge("classifier", digits)
+    assert references.judge("classifier", digits).digest == undisturbed.digest
+    assert steps == [*range(80)]
+    assert not list((tmp_path / "other").rglob("checkpoint.pt"))
+
+
+def test_a_classifier_says_what_it_cost(quick, store_folder):
+    references.judge("classifier", load("digits"))
+    (meta,) = store_folder.rglob(store.META)
+    cost = json.loads(meta.read_text())["cost"]
+    assert cost["kimg"] == pytest.approx(80 * 32 / 1000)
+    assert cost["seconds"] > 0
+
+
+def test_images_are_shifted_one_by_one_and_never_out_of_sight():
+    images = torch.zeros(64, 2, 16, 16)
+    images[:, :, 8, 5] = 1
+    drawn = [Draw(0, step, batch_size=64, rows=slice(0, 64), progress=0.0) for step in (3, 3, 4)]
+    first, again, other = (classifier._shifted(images, draw) for draw in drawn)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    places = first.sum(1).nonzero()[:, 1:] - torch.tensor([8, 5])
+    assert len(places) == 64
+    assert {tuple(place) for place in places.tolist()} <= {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
+    assert len(places.unique(dim=0)) > 10
+    assert torch.equal(first[:, 0], first[:, 1])
+
+
+@pytest.mark.parametrize(
+    ("images", "labels", "given"), [(99, [0, 1], "2 and 99"), (120, [0], "1 and 120")], ids=["few", "one class"]
+)
+def test_too_little_to_learn_from_is_refused(refuses, images, labels, given):
+    pictures = torch.zeros(images, 1, 8, 8, dtype=torch.uint8)
+    with refuses("a classifier needs 2 classes and 100 images", given):
+        classifier.train(pictures, torch.arange(images) % len(labels), torch.device("cpu"))
+
+
+def test_the_budget_follows_the_images():
+    assert recipe.steps_for(1797, 1) == recipe.FEWEST == 600
+    assert recipe.steps_for(60_000, 1) * recipe.BATCH == pytest.approx(2 * 54_000, abs=recipe.BATCH)
+    assert recipe.steps_for(50_000, 3) * recipe.BATCH == pytest.approx(20 * 45_000, abs=recipe.BATCH)
+    assert recipe.steps_for(10**7, 3) == 10_000
+    assert not recipe.recipe_for(1).hflip  # a mirrored digit is no digit
+    assert recipe.recipe_for(3).hflip
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.environ.get("ONESTEP_TEST_DATASET") != "mnist", reason="ONESTEP_TEST_DATASET is not mnist")
+def test_mnist_is_learned_in_five_minutes_of_a_core():
+    mnist, began = load("mnist"), time.process_time()
+    _, accuracy, _ = classifier.train(mnist.images, mnist.labels, torch.device("cpu"))
+    seconds = time.process_time() - began
+    print(f"{accuracy:.2%} right on held-out images after {seconds:.0f} s of one core")
+    assert accuracy >= 0.985
+    assert seconds < 300
 
 
 def test_a_classifier_without_labels_is_refused(quick, refuses, tmp_path):

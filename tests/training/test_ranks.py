@@ -197,3 +197,9 @@ def test_mistakes_are_named(ranks_of, refuses, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "many")
     with refuses("WORLD_SIZE='many'"):
         ranks.count()
+
+
+def test_three_ranks_train_one_judge(tmp_path):
+    """Three, which could not share a batch of 128."""
+    assert [code for code, _ in start("judge", tmp_path, 3)] == [0, 0, 0]
+    assert len({torch.load(tmp_path / f"judge-{rank}.pt") for rank in range(3)}) == 1

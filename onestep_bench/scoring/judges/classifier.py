@@ -3,8 +3,9 @@
 Its scores mean something only beside others of the same trained weights: their digest is part of the protocol.
 """
 
-import math
+import os
 from itertools import pairwise
+from pathlib import Path
 
 import torch
 from torch import nn
@@ -12,14 +13,17 @@ from torch.nn import functional
 
 from onestep_bench.data.pixels import to_unit
 from onestep_bench.errors import OnestepError
+from onestep_bench.scoring import recipe
 from onestep_bench.scoring.judges import FeatureExtractor
-from onestep_bench.seeds import generator
+from onestep_bench.seeds import Draw, generator, seed_for
+from onestep_bench.training import together
+from onestep_bench.training.config import TrainConfig
+from onestep_bench.training.loop import fit
+from onestep_bench.training.source import Source
+from onestep_bench.training.state import LogRow
 
-VERSION = 1  # of the recipe; a change makes every classifier train again
-EPOCHS, BATCH, RATE = 8, 128, 2e-3
-STEPS = (600, 3000)  # at least and at most, whatever the epochs come to
-WIDTHS, DIM = (32, 64, 128), 128
-HELD_OUT = 10  # one image in so many is not trained on
+VERSION = 2  # of network and recipe; a change makes every classifier train again
+RATE, DIM = 2e-3, 128
 
 
 class Classifier(nn.Module):
@@ -27,9 +31,9 @@ class Classifier(nn.Module):
 
     def __init__(self, channels: int, classes: int):
         super().__init__()
-        widths = (channels, *WIDTHS)
+        widths = (channels, *recipe.recipe_for(channels).widths)
         self.stages = nn.ModuleList(_Stage(a, b) for a, b in pairwise(widths))
-        self.features = nn.Linear(WIDTHS[-1], DIM)
+        self.features = nn.Linear(widths[-1], DIM)
         self.head = nn.Linear(DIM, classes)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -42,7 +46,7 @@ class Classifier(nn.Module):
 
 
 class _Stage(nn.Module):
-    """Two convolutions, a residual block, half the resolution."""
+    """A convolution, half the resolution, a residual block there: at full resolution it would cost four times."""
 
     def __init__(self, channels_in: int, channels: int):
         super().__init__()
@@ -51,61 +55,80 @@ class _Stage(nn.Module):
         self.norms = nn.ModuleList(nn.GroupNorm(8, channels) for _ in range(3))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = functional.silu(self.norms[0](self.first(x)))
+        x = self.first(x)
+        x = functional.max_pool2d(x, 2) if min(x.shape[2:]) > 2 else x
+        x = functional.silu(self.norms[0](x))
         inner = functional.silu(self.norms[1](self.second(x)))
-        x = functional.silu(x + self.norms[2](self.third(inner)))
-        return functional.avg_pool2d(x, 2) if min(x.shape[2:]) > 2 else x
+        return functional.silu(x + self.norms[2](self.third(inner)))
 
 
-def train(images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> tuple[Classifier, float]:
-    """A classifier of uint8 images (n, c, h, w) with labels (n,), and its accuracy on the tenth it was not trained on.
+def train(
+    images: torch.Tensor, labels: torch.Tensor, device: torch.device, checkpoint: Path | None = None
+) -> tuple[Classifier, float, LogRow]:
+    """A classifier of uint8 images (n, c, h, w) with labels (n,), its accuracy on the tenth held out, its last log row.
 
-    Adam with a rate that warms up and falls along a cosine; images are shifted by up to an eighth.
+    Adam with a rate that warms up and falls along a cosine; images are shifted by up to an eighth, in colour mirrored
+    too. checkpoint: file from which a killed training goes on, to the same bits.
     Raises OnestepError for fewer than two classes or too few images.
     """
-    classes = int(labels.max()) + 1
-    if classes < 2 or len(images) < 10 * HELD_OUT:
-        raise OnestepError(f"a classifier needs 2 classes and {10 * HELD_OUT} images, not {classes} and {len(images)}")
+    classes, fewest = int(labels.max()) + 1, 10 * recipe.HELD_OUT
+    if classes < 2 or len(images) < fewest:
+        raise OnestepError(f"a classifier needs 2 classes and {fewest} images, not {classes} and {len(images)}")
     order = torch.randperm(len(images), generator=generator("classifier", "split"))
-    held, rest = order[: len(order) // HELD_OUT], order[len(order) // HELD_OUT :]
+    held, rest = order[: len(order) // recipe.HELD_OUT], order[len(order) // recipe.HELD_OUT :]
     with torch.random.fork_rng():
-        torch.manual_seed(0)  # initial weights and dropout
+        torch.manual_seed(seed_for("classifier", "init"))
         network = Classifier(images.shape[1], classes).to(device)
-        _fit(network, images[rest], labels[rest], device)
+        config = _config(len(images), images.shape[1])
+        last = _fit(network, Source(images[rest], labels[rest], None, device), config, checkpoint)
     network.eval().requires_grad_(False)
     right = sum(
-        int((network(images[rows].to(device))[1].argmax(1).cpu() == labels[rows]).sum()) for rows in held.split(BATCH)
+        int((network(images[rows].to(device))[1].argmax(1).cpu() == labels[rows]).sum())
+        for rows in held.split(recipe.BATCH)
     )
-    return network, right / len(held)
+    return network, right / len(held), last
 
 
-def steps_for(images: int) -> int:
-    """Training steps on a data set of so many images."""
-    return min(max(EPOCHS * images // BATCH, STEPS[0]), STEPS[1])
+def _config(images: int, channels: int) -> TrainConfig:
+    kimg = recipe.steps_for(images, channels) * recipe.BATCH / 1000
+    hflip = recipe.recipe_for(channels).hflip
+    return TrainConfig(
+        kimg, batch_size=recipe.BATCH, lr=RATE, warmup_kimg=kimg / 20, lr_decay="cosine", clip=1.0, hflip=hflip
+    )
 
 
-def _fit(network: Classifier, images: torch.Tensor, labels: torch.Tensor, device: torch.device) -> None:
-    random = generator("classifier", "batches")
-    optimiser = torch.optim.AdamW(network.parameters(), lr=RATE, weight_decay=1e-2)
-    steps = steps_for(len(images))
-    for step in range(steps):
-        warm = min(1, 20 * (step + 1) / steps)
-        optimiser.param_groups[0]["lr"] = warm * RATE * (1 + math.cos(math.pi * step / steps)) / 2
-        rows = torch.randint(len(images), (BATCH,), generator=random)
-        batch = _shifted(to_unit(images[rows].to(device)), random)
-        _, logits = network(batch)
-        loss = functional.cross_entropy(logits, labels[rows].to(device), label_smoothing=0.05)
-        optimiser.zero_grad()
-        loss.backward()
-        optimiser.step()
+def _fit(network: Classifier, source: Source, config: TrainConfig, checkpoint: Path | None) -> LogRow:
+    """Train in place; the last row of the log, whose seconds are those of all resumptions."""
+
+    def objective(batch, draw):
+        _, logits = network(_shifted(batch.images, draw))
+        yield functional.cross_entropy(logits, batch.labels, label_smoothing=0.05), "student"
+
+    with together.bar(total=config.steps * config.batch_size, unit="img", unit_scale=True, desc="classifier") as bar:
+        rows = fit(
+            objective,
+            {"student": network},
+            source,
+            config,
+            seed=seed_for("classifier", "train"),
+            checkpoint=checkpoint,
+            checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
+            name="the classifier judge",
+        )
+        for row in rows:
+            bar.update(row.step * config.batch_size - bar.n)
+            bar.set_postfix(row.losses)
+    return row
 
 
-def _shifted(images: torch.Tensor, random: torch.Generator) -> torch.Tensor:
-    """The batch moved by up to an eighth of the image, edges repeated. Not mirrored: a mirrored digit is no digit."""
-    reach = images.shape[-1] // 8
-    top, left = torch.randint(2 * reach + 1, (2,), generator=random).tolist()
+def _shifted(images: torch.Tensor, draw: Draw) -> torch.Tensor:
+    """Each image moved by up to an eighth of its side, edges repeated."""
+    (height, width), reach = images.shape[2:], images.shape[-1] // 8
     padded = functional.pad(images, [reach] * 4, mode="replicate")
-    return padded[..., top : top + images.shape[-2], left : left + images.shape[-1]]
+    top, left = (draw.integers(side, 0, 2 * reach + 1).reshape(-1, 1) for side in ("top", "left"))
+    down, across = (first + torch.arange(size, device=images.device) for first, size in ((top, height), (left, width)))
+    rows = torch.arange(len(images), device=images.device).reshape(-1, 1, 1)
+    return padded[rows, :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
 def judge(network: Classifier, *, trained_on: str, accuracy: float, digest: str, shape: tuple, device: torch.device):
