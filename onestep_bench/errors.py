@@ -1,6 +1,7 @@
-"""The one exception type that stands for a user's mistake, and what often stands in its text."""
+"""The one exception type that stands for a user's mistake, what often stands in its text, and a calm interrupt."""
 
 import difflib
+import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
 
@@ -8,8 +9,31 @@ from importlib.util import find_spec
 class OnestepError(Exception):
     """Bad input or a failed run, explained in one line that names the thing and the remedy.
 
-    The command line prints it without a traceback and exits non-zero.
+    The command line prints it without a traceback and exits non-zero; a notebook shows that line alone.
     """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython shows; `%debug` still goes to the place."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def stopped(text: str) -> KeyboardInterrupt:
+    """A KeyboardInterrupt to raise where work was interrupted: a notebook and a plain script show `text` alone.
+
+    No class of its own: for KeyboardInterrupt itself, and no subclass, Python ends a script as by SIGINT, which is
+    how a shell's loop knows that it is to end too.
+    """
+    error, show = KeyboardInterrupt(text), sys.excepthook
+    error._render_traceback_ = lambda: [text]
+
+    def hook(kind, value, traceback):
+        if value is error:
+            print(text, file=sys.stderr)
+        else:
+            show(kind, value, traceback)
+
+    sys.excepthook = hook
+    return error
 
 
 def near_miss(name: str, known: Iterable[str]) -> str:

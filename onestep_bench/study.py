@@ -6,6 +6,7 @@ Ranks (see `ranks`) call the same functions and work on the same artifact: rank 
 import copy
 import os
 import sys
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -236,7 +237,8 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
     source = Source(data.images, labels, data.noise if isinstance(data, Pairs) else None, device())
     rows = []
     images = training.steps * training.batch_size
-    with together.bar(total=images, unit="img", unit_scale=True, desc=method.name) as bar:
+    # smoothing=0: by the mean speed, since rows of earlier runs come all at once.
+    with together.bar(total=images, unit="img", unit_scale=True, smoothing=0, desc=method.name) as bar:
         objective = method.objective(nets, config)
         steps = fit(
             objective,
@@ -250,10 +252,14 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
             checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
             name=method.name,
         )
-        for row in steps:
-            rows.append(row)
-            bar.update(row.step * training.batch_size - bar.n)
-            bar.set_postfix(row.losses)
+        try:
+            for row in steps:
+                rows.append(row)
+                bar.start_t = time.time() - row.seconds  # those of earlier runs too, whose images these are
+                bar.update(row.step * training.batch_size - bar.n)
+                bar.set_postfix(row.losses)
+        except KeyboardInterrupt as interrupt:  # that came between two steps: `fit` keeps what it has
+            steps.throw(interrupt)
     return ema, rows
 
 

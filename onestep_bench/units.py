@@ -42,6 +42,15 @@ def duration(seconds: float) -> str:
     return f"{hours} h {minutes} min"
 
 
+def count(number: float) -> str:
+    """'999', '12.3k', '32k', '1.2M'."""
+    for unit in ("", "k"):
+        if number < 1000:
+            return f"{number:.1f}".removesuffix(".0") + unit
+        number /= 1000
+    return f"{number:.1f}".removesuffix(".0") + "M"
+
+
 def size(count: float) -> str:
     """'999 B', '1.5 MB', '2.3 GB': powers of 1000."""
     for unit in ("B", "KB", "MB", "GB"):

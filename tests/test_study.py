@@ -18,6 +18,8 @@ from onestep_bench.paths import VP, alphas_cumprod
 from onestep_bench.scoring import evaluation
 from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundles_in
 from onestep_bench.seeds import sample_labels, sample_noise
+from onestep_bench.store.artifacts import PROGRESS, SCRATCH
+from onestep_bench.training import together
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 
@@ -218,6 +220,31 @@ def test_a_killed_training_goes_on(digits, monkeypatch):
             study.train("edm", digits, **TINY)
     model = study.train("edm", digits, **TINY)
     assert [row.losses for row in model.history] == [row.losses for row in undisturbed.history]
+    files = model.artifact.meta["files"], undisturbed.artifact.meta["files"]
+    assert files[0]["model.safetensors"] == files[1]["model.safetensors"]
+
+
+def test_training_in_a_cell_tells_how_far_it_is_and_an_interrupt_anywhere_goes_on(digits, monkeypatch, tmp_path):
+    undisturbed = study.train("edm", digits, **TINY)
+    monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))
+    monkeypatch.setenv(SCRATCH, str(tmp_path))
+    monkeypatch.setattr(together._ToldBar, "every", 0.0)
+    told = []
+
+    def between(bar, losses):  # two steps, where `fit` is not
+        told.append(json.loads((tmp_path / PROGRESS).read_text()))
+        if len(told) == 5:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(together._ToldBar, "set_postfix", between)
+    with pytest.raises(KeyboardInterrupt, match=r"^training stopped at 0\.04 of 0\.06 kimg; run this again"):
+        study.train("edm", digits, **TINY)
+    assert [(known["what"], known["done"], known["total"]) for known in told] == [
+        ("edm", count, 64) for count in (8, 16, 24, 32, 40)
+    ]
+    model = study.train("edm", digits, **TINY)
+    assert told[5]["done"] == 8  # rows of the first run, at its speed
+    assert told[5]["left"] == pytest.approx(7 * model.history[0].seconds, rel=0.5, abs=0.2)
     files = model.artifact.meta["files"], undisturbed.artifact.meta["files"]
     assert files[0]["model.safetensors"] == files[1]["model.safetensors"]
 

@@ -1,6 +1,6 @@
 import pytest
 
-from onestep_bench.units import bytes_of, duration, seconds_of, size
+from onestep_bench.units import bytes_of, count, duration, seconds_of, size
 
 
 @pytest.mark.parametrize(
@@ -22,6 +22,7 @@ def test_bytes(value, count):
     assert bytes_of(value) == count
 
 
-def test_durations_and_sizes_in_words():
+def test_durations_sizes_and_counts_in_words():
     assert [duration(s) for s in (0.44, 12.3, 59.7, 200, 7500)] == ["0.4 s", "12 s", "60 s", "3 min 20 s", "2 h 5 min"]
     assert [size(n) for n in (0, 999, 1500, 2.3e9, 5e12)] == ["0 B", "999 B", "1.5 KB", "2.3 GB", "5.0 TB"]
+    assert [count(n) for n in (0, 999, 12_300, 32_000, 2.5e6, 3e9)] == ["0", "999", "12.3k", "32k", "2.5M", "3000M"]

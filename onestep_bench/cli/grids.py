@@ -150,7 +150,8 @@ def _status(options: argparse.Namespace) -> int:
     print_table(progress.table(statuses))
     for status in statuses:
         if status.state == "running":
-            print(f"running: {status.cell.id}, for {duration(status.seconds)}")
+            inside = f": {status.why}" if status.why else ""
+            print(f"running: {status.cell.id}, for {duration(status.seconds)}{inside}")
         if status.state == "failed":
             print(f"failed: {status.cell.id}: {status.why}; see {failed_path(status.cell, grid.executed)}")
     if any(status.state == "running" for status in statuses):

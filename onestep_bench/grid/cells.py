@@ -53,13 +53,15 @@ class Grid:
 class Status:
     """Where a cell stands: 'to do', 'running', 'done', 'failed' or 'skipped'; `why` is one line about the last two.
 
-    seconds: how long it took, or has been running.
+    Of one that runs, `why` says how far inside itself it is, if it tells. seconds: how long it took, or has been
+    running. mistake: whether it failed by what its user asked for, so that another try would end the same.
     """
 
     cell: Cell
     state: str
     seconds: float = 0.0
     why: str = ""
+    mistake: bool = False
 
 
 def executed_path(cell: Cell, folder: Path) -> Path:

@@ -22,6 +22,8 @@ import yaml
 from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
 
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.grid.cells import Cell
+from onestep_bench.grid.progress import inside
 
 _TIMEOUT = 20  # seconds to find a scheduler in
 # Dask looks at its own threads a hundred times a second, which on this machine's cores takes a fifth of one from the
@@ -67,6 +69,7 @@ def _client(address: object) -> Iterator[Client]:
         raise OnestepError(f"no scheduler answers at {address}; start one with `dask scheduler`") from error
     try:
         client.register_plugin(Devices())
+        client.register_plugin(Inside())
         yield client
     finally:
         client.close()
@@ -162,6 +165,27 @@ class Devices(WorkerPlugin):
         finally:
             with self.lock:
                 self.free = [*own, *self.free]
+
+
+class Inside(WorkerPlugin):
+    """A column in the dashboard's table of workers, 'inside': how far its cells are inside themselves."""
+
+    name = "onestep-bench-inside"
+    idempotent = True
+
+    def setup(self, worker) -> None:
+        """Called on each worker as it joins; the column is there from then on, and sent with its heartbeats."""
+        self.cells: list[tuple[Cell, Path]] = []
+        worker.metrics["inside"] = lambda worker: "; ".join(filter(None, (inside(*one) for one in list(self.cells))))
+
+    @contextmanager
+    def shown(self, cell: Cell, folder: Path) -> Iterator[None]:
+        """Show a cell, which keeps its executed notebook in `folder`, inside this block."""
+        self.cells.append((cell, folder))
+        try:
+            yield
+        finally:
+            self.cells.remove((cell, folder))
 
 
 # ---- clusters from files ---------------------------------------------------------------------------------------------

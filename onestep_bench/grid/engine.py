@@ -28,8 +28,8 @@ from onestep_bench.grid.schedule import expected, urgency
 from onestep_bench.store.artifacts import lock_of, root
 from onestep_bench.units import duration
 
-TRIES = 2  # of a cell that fails
-_BAR = "{bar:30} {n_fmt}/{total_fmt} cells{postfix}"
+TRIES = 2  # of a cell that fails, and not by a user's mistake
+_BAR = "{bar:12} {n_fmt}/{total_fmt} cells{postfix}"
 _PATHS = ("ONESTEP_STORE", "ONESTEP_DATA")  # settings that hold paths
 
 
@@ -93,7 +93,9 @@ def run(
 
 def _refresh(bar: tqdm, known: Iterable[Status], grid: Grid) -> None:
     if not bar.disable:
-        bar.set_postfix_str(progress.in_words(progress.with_running(known, grid.executed)))
+        statuses = progress.with_running(known, grid.executed)
+        inside = [word for status in statuses if (word := progress.share(status, grid.executed))]
+        bar.set_postfix_str("; ".join([progress.in_words(statuses), *inside]))
 
 
 def run_cells(
@@ -107,10 +109,11 @@ def run_cells(
 ) -> Iterator[Status | None]:
     """Execute cells on the client's workers; yields how each ends: 'done', 'failed' or 'skipped'.
 
-    A need that is not among the cells counts as done. A failed cell is tried once more; then it stops its dependants
-    and nothing else. Before a cell's end it yields 'running' as it starts, 'waiting' if another run executes it or
-    another process makes what it needs (then it begins again when that is there, and its worker takes other cells),
-    'again' as it failed for the first time, and None for every second in which nothing happened.
+    A need that is not among the cells counts as done. A failed cell is tried once more, unless what failed is its
+    user's mistake; then it stops its dependants and nothing else. Before a cell's end it yields 'running' as it starts,
+    'waiting' if another run executes it or another process makes what it needs (then it begins again when that is
+    there, and its worker takes other cells), 'again' as it failed for the first time, and None for every second in
+    which nothing happened.
     When it is closed, or interrupted, the cells that still run are ended.
     seconds: what cells are expected to take, by id: those on the longest way to the end begin first. slots: see
     `_Flights`.
@@ -138,7 +141,7 @@ def run_cells(
                     yield status
                     continue
                 failures[status.cell.id] += status.state == "failed"
-                if status.state == "failed" and failures[status.cell.id] < TRIES:
+                if status.state == "failed" and not status.mistake and failures[status.cell.id] < TRIES:
                     flights.add(status.cell)
                     yield Status(status.cell, "again", status.seconds, status.why)
                     continue
@@ -275,7 +278,8 @@ def _on_worker(cell: Cell, folder: Path, settings: dict[str, str]) -> Status:
         task = worker.state.tasks.get(key)  # gone or cancelled if the runner was interrupted, or died
         return task is None or task.state == "cancelled" or worker.status.name in ("closing", "closed", "failed")
 
-    with worker.plugins[clusters.Devices.name].taken(cell.gpus) as devices:
+    inside = worker.plugins[clusters.Inside.name].shown(cell, folder)
+    with worker.plugins[clusters.Devices.name].taken(cell.gpus) as devices, inside:
         status = execution.execute(cell, folder, {**_inherited(), **settings, **devices}, unwanted=unwanted)
     if status.state == "to do":
         raise Reschedule  # it is this worker that ends; if the cell itself is not wanted any more, nobody hears

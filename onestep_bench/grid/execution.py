@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -100,11 +101,11 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
         return Status(cell, "to do")
     if process.returncode and (scratch / WAITING).exists():
         return Status(cell, "busy", why=(scratch / WAITING).read_text())
-    rank, why = _outcome(scratch, process.returncode)
+    rank, why, mistake = _outcome(scratch, process.returncode)
     if stopped:
         why = f"{stopped}; {why}" if why.startswith("KeyboardInterrupt") else stopped
     _file(cell, folder, scratch, rank, time.perf_counter() - started, why)
-    return status_of(cell, folder)
+    return replace(status_of(cell, folder), mistake=mistake)
 
 
 def _watch(process: subprocess.Popen, cell: Cell, unwanted: Callable[[], bool]) -> str | None:
@@ -152,14 +153,19 @@ def _memory(process: subprocess.Popen) -> int:
 
 
 def _interrupt(process: subprocess.Popen) -> None:
-    """Interrupt the kernels, so that the traceback of where it hung gets into the notebook; wait a little for that."""
-    for part in _tree(process):
-        try:
-            if "ipykernel_launcher" in part.cmdline():
-                part.send_signal(signal.SIGINT)
-        except psutil.NoSuchProcess:
-            continue
-    _ended(process, _GRACE)
+    """Interrupt the kernels, so that the traceback of where it hung gets into the notebook; wait a little for that.
+
+    Twice: training lets a first interrupt wait for the end of its step, to keep what was done.
+    """
+    for _ in range(2):
+        for part in _tree(process):
+            try:
+                if "ipykernel_launcher" in part.cmdline():
+                    part.send_signal(signal.SIGINT)
+            except psutil.NoSuchProcess:
+                continue
+        if _ended(process, _GRACE / 2):
+            return
 
 
 def _kill_tree(process: subprocess.Popen) -> None:
@@ -172,17 +178,17 @@ def _kill_tree(process: subprocess.Popen) -> None:
     process.wait()
 
 
-def _outcome(scratch: Path, returncode: int) -> tuple[int, str]:
-    """The rank whose notebook tells the story, and what went wrong in one line, or nothing.
+def _outcome(scratch: Path, returncode: int) -> tuple[int, str, bool]:
+    """The rank whose notebook tells the story, what went wrong in one line, or nothing, and whether by a mistake.
 
     One rank's mistake makes torchrun end the others, so it is the first failure that tells.
     """
     outcomes = [json.loads(path.read_text()) for path in scratch.glob("outcome-*.json")]
     failures = sorted((outcome for outcome in outcomes if outcome["why"]), key=lambda outcome: outcome["time"])
     if failures:
-        rank, why = failures[0]["rank"], failures[0]["why"]
-        return rank, f"rank {rank}: {why}" if rank else why
-    return 0, _cause_of_death(returncode, scratch / "log") if returncode else ""
+        rank, why, mistake = (failures[0][key] for key in ("rank", "why", "mistake"))
+        return rank, f"rank {rank}: {why}" if rank else why, mistake
+    return 0, _cause_of_death(returncode, scratch / "log") if returncode else "", False
 
 
 def _cause_of_death(returncode: int, log: Path) -> str:
@@ -231,8 +237,9 @@ def main(scratch: Path, *, rank: int | None = None) -> int:
     else:
         _die_with(os.getppid())
     connection = Path(job["sockets"]) / f"kernel-{rank or 0}.json"
-    why = _papermill(Path(job["notebook"]), _partial_path(scratch, rank or 0), job["parameters"], connection)
-    write_json(scratch / f"outcome-{rank or 0}.json", {"rank": rank or 0, "why": why, "time": time.time()})
+    why, mistake = _papermill(Path(job["notebook"]), _partial_path(scratch, rank or 0), job["parameters"], connection)
+    outcome = {"rank": rank or 0, "why": why, "mistake": mistake, "time": time.time()}
+    write_json(scratch / f"outcome-{rank or 0}.json", outcome)
     return 1 if why else 0
 
 
@@ -241,8 +248,8 @@ def _become_torchrun(ranks: int, scratch: Path) -> None:
     os.execv(sys.executable, [*words, "-m", "onestep_bench.grid.execution", str(scratch), "rank"])
 
 
-def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path) -> str:
-    """Execute the notebook; returns what went wrong in one line, or nothing."""
+def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path) -> tuple[str, bool]:
+    """Execute the notebook; returns what went wrong in one line, or nothing, and whether it was a user's mistake."""
     import papermill
     from traitlets.config import Config
 
@@ -260,11 +267,12 @@ def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path
             config=Config({"KernelManager": manager}),
         )
     except papermill.PapermillExecutionError as error:
-        return _first_line(f"{error.ename}: {error.evalue}")
+        # The name itself: of its subclasses, that another rank ended is nobody's mistake.
+        return _first_line(f"{error.ename}: {error.evalue}"), error.ename == OnestepError.__name__
     except Exception as error:  # a dead kernel, a missing kernel spec, a full disk: recorded as this cell's failure
         hint = " (it exited, was killed, or ran out of memory)" if type(error).__name__ == "DeadKernelError" else ""
-        return _first_line(f"{type(error).__name__}: {error}") + hint
-    return ""
+        return _first_line(f"{type(error).__name__}: {error}") + hint, False
+    return "", False
 
 
 def _first_line(text: str) -> str:

@@ -11,7 +11,8 @@ from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, scratch_path, 
 from onestep_bench.grid.locks import is_held
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.grid.schedule import expected
-from onestep_bench.units import duration
+from onestep_bench.store.artifacts import PROGRESS
+from onestep_bench.units import count, duration
 
 STATES = ("done", "running", "failed", "to do")
 
@@ -34,7 +35,31 @@ def _running(cell: Cell, folder: Path) -> Status | None:
         return None
     # A killed run leaves its record, but not its lock.
     held = is_held(scratch.with_name(f"{cell.id}.lock"))
-    return Status(cell, "running", max(0.0, time.time() - started)) if held else None
+    return Status(cell, "running", max(0.0, time.time() - started), inside(cell, folder)) if held else None
+
+
+def inside(cell: Cell, folder: Path) -> str:
+    """How far a running cell is inside itself: 'gdd 12.3k of 32k img, 40 s left'; empty if it does not tell."""
+    told = _told(cell, folder)
+    if not told:
+        return ""
+    words = f"{told['what']} {count(told['done'])} of {count(told['total'])} {told['unit']}"
+    if told["left"] is None:
+        return words
+    return f"{words}, {duration(max(0.0, told['left'] - (time.time() - told['at'])))} left"
+
+
+def share(status: Status, folder: Path) -> str:
+    """`inside` of a cell that runs, in what room a terminal has: 'gdd 38 %'."""
+    told = _told(status.cell, folder) if status.state == "running" else None
+    return f"{told['what']} {told['done'] / max(told['total'], 1):.0%}".replace("%", " %") if told else ""
+
+
+def _told(cell: Cell, folder: Path) -> dict | None:
+    try:
+        return json.loads((scratch_path(cell, folder) / PROGRESS).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def time_left(statuses: Sequence[Status]) -> float | None:

@@ -25,6 +25,7 @@ META = "artifact.json"
 CELLS = ".cells"  # folder of which cell used what
 # In a grid's cell: its folder for what is not whole, and in there the key of an artifact it would have to wait for.
 SCRATCH, WAITING = "ONESTEP_SCRATCH", "waiting"
+PROGRESS = "progress.json"  # in there too: how far inside itself the cell is
 _PATIENCE = 10.0  # seconds that a cell waits for another process; less than it takes to begin again
 
 

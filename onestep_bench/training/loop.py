@@ -4,15 +4,17 @@ It owns what methods have in common: optimisers, EMA, warm-up and decay, clippin
 checkpoints, exact resume, several ranks, and the stop at a loss that is no number. A method only yields losses.
 """
 
+import signal
+import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from onestep_bench.errors import OnestepError
+from onestep_bench.errors import OnestepError, stopped
 from onestep_bench.methods import Adam, Objective
 from onestep_bench.seeds import Draw, seed_for
 from onestep_bench.training import ranks
@@ -55,6 +57,8 @@ def fit(
 
     Ranks (see `ranks`) train together: each computes its share of the rows of every micro-batch, and all step by the
     mean gradient, which is that of one process at this batch size up to rounding. Rank 0 alone writes the checkpoint.
+    An interrupt waits for the end of its step, is kept as a checkpoint, and goes on as a KeyboardInterrupt of one line;
+    a second one does not wait, and what counts is the last checkpoint.
     Raises OnestepError at the first loss that is not finite or explodes, keeping the last good checkpoint; for a batch
     that the ranks cannot share; and if another rank ends.
     """
@@ -68,27 +72,74 @@ def fit(
 
     if device.type == "cuda":
         _speed_up(nets, config)
+    begun = kept = run.done
     clock, saved = time.monotonic() - run.seconds, time.monotonic()
     log_every = max(1, config.steps // LOG_ROWS)
-    for step in range(run.done, config.steps):
-        _step(objective, run, source, seed, step, device)
-        if ema is not None:
-            _update_ema(ema, nets["student"], step, config)
-        now = time.monotonic()
-        run.done, run.seconds = step + 1, now - clock
-        last = run.done == config.steps
-        log = last or run.done % log_every == 0
-        save = checkpoint and ranks.leads() and (last or now - saved >= checkpoint_seconds)
-        if log or save:
+    try:
+        for step in range(run.done, config.steps):
+            with _interrupts_wait():
+                begun = step + 1
+                _step(objective, run, source, seed, step, device)
+                if ema is not None:
+                    _update_ema(ema, nets["student"], step, config)
+                now = time.monotonic()
+                last = begun == config.steps
+                log = last or begun % log_every == 0
+                save = checkpoint and ranks.leads() and (last or now - saved >= checkpoint_seconds)
+                run.done, run.seconds = begun, now - clock
+                if log or save:
+                    run.check(name, checkpoint)
+                if log:
+                    run.rows.append(_row(run, step))
+            if save:
+                run.save(checkpoint)
+                kept, saved = run.done, now
+            if log:
+                yield run.rows[-1]
+    except KeyboardInterrupt:
+        if not checkpoint:
+            raise
+        if begun == run.done and ranks.leads():
             run.check(name, checkpoint)
-        if log:
-            kimg = run.done * config.batch_size / 1000
-            run.rows.append(LogRow(run.done, kimg, run.seconds, config.rate(step), run.watch.means()))
-        if save:
             run.save(checkpoint)
-            saved = now
-        if log:
-            yield run.rows[-1]
+            kept = run.done
+        raise _stopped(kept, config) from None
+
+
+def _row(run: Run, step: int) -> LogRow:
+    kimg = run.done * run.config.batch_size / 1000
+    return LogRow(run.done, kimg, run.seconds, run.config.rate(step), run.watch.means())
+
+
+@contextmanager
+def _interrupts_wait() -> Iterator[None]:
+    """Let the first Ctrl-C inside this block come at its end: half a step is nothing that a run could go on from.
+
+    The second comes at once, for whoever has no patience, or a step that hangs.
+    """
+    handler = signal.getsignal(signal.SIGINT)
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield  # interrupts are ignored, or come to another thread
+        return
+    came = []
+
+    def wait(number, frame):
+        if came:
+            handler(number, frame)
+        came.append(number)
+
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(signal.SIGINT, None)
+
+
+def _stopped(steps: int, config: TrainConfig) -> KeyboardInterrupt:
+    kimg, total = (round(count * config.batch_size / 1000, 2) for count in (steps, config.steps))
+    return stopped(f"training stopped at {kimg:g} of {total:g} kimg; run this again to go on from there")
 
 
 def _speed_up(nets: dict[str, nn.Module], config: TrainConfig) -> None:

@@ -13,7 +13,7 @@ from onestep_bench import __version__
 from onestep_bench.cli import main
 from onestep_bench.grid.cells import RUNNING, STAMP, Status, executed_path, failed_path, scratch_path, status_of
 from onestep_bench.grid.plan import read_grid
-from onestep_bench.store.artifacts import memo
+from onestep_bench.store.artifacts import PROGRESS, memo
 from onestep_bench.store.files import write_json, write_text
 
 
@@ -124,14 +124,19 @@ def test_status_knows_what_runs_from_the_files_alone(path, capsys):
     grid = read_grid(path)
     scratch = scratch_path(grid.cells[1], grid.executed)
     write_json(scratch / RUNNING, {"host": "here", "started": time.time() - 0.5})
+    inside = {"what": "gdd", "done": 12_300, "total": 32_000, "unit": "img", "at": time.time(), "left": 60 * 60 + 59}
     lock = scratch.with_name(f"{grid.cells[1].id}.lock")
     with subprocess.Popen([sys.executable, "-c", HOLD, str(lock)], stdout=subprocess.PIPE) as holder:
         holder.stdout.readline()
         assert main(["status", path]) == 0
+        lines = capsys.readouterr().out.splitlines()
+        write_json(scratch / PROGRESS, inside)
+        assert main(["status", path]) == 0
+        inside_lines = capsys.readouterr().out.splitlines()
         holder.kill()
-    lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[:5] == ["b", "0", "1", "0", "1"]
     assert re.fullmatch(r"running: b-seed=1, for \d+(\.\d)? s", lines[4])
+    assert re.fullmatch(r"running: b-seed=1, for \d+(\.\d)? s: gdd 12\.3k of 32k img, 1 h 0 min left", inside_lines[4])
     # What is left of one and the whole of another, at 2 s each.
     assert re.fullmatch(r"1 running, about [23]\.\d s left", lines[5])
     assert main(["status", path]) == 0  # its record lies there still

@@ -14,17 +14,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from distributed import Client
+from distributed import Client, get_worker
 from filelock import FileLock
 from tiny import executed, grid_file, notebook, recording, row
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import clusters, engine, execution, progress
-from onestep_bench.grid.cells import Cell, Status, executed_path, failed_path, read_stamp, scratch_path
+from onestep_bench.grid.cells import Cell, Grid, Status, executed_path, failed_path, read_stamp, scratch_path
 from onestep_bench.grid.engine import run, run_cells
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.report import read_rows
 from onestep_bench.report.page import render
+from onestep_bench.store.artifacts import PROGRESS
 from onestep_bench.store.files import write_json
 
 HERE = "import os, pathlib\nassert pathlib.Path.cwd().name == 'notebooks'\nprint(os.environ.get('ONESTEP_STORE'))"
@@ -37,6 +38,7 @@ def client():
     """Two slots in this very process: what tests patch, they see."""
     with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as client:
         client.register_plugin(clusters.Devices())
+        client.register_plugin(clusters.Inside())
         yield client
 
 
@@ -93,6 +95,32 @@ def test_a_failure_is_tried_once_more(pretend):
     told = [(status.cell.id, status.state, status.why) for status in statuses]
     assert told[:3] == [("a", "running", ""), ("a", "again", "bad luck"), ("a", "done", "")]
     assert told[-1] == ("b", "done", "")
+
+
+def test_a_users_mistake_is_not_tried_again(pretend):
+    ends = pretend({"a": []}, lambda cell: Status(cell, "failed", why="OnestepError: no size 9M", mistake=True))
+    assert [status.state for status in ends] == ["running", "failed"]
+
+
+def test_the_dashboards_workers_and_the_terminal_tell_how_far_inside_cells_are(pretend, tmp_path, monkeypatch):
+    told = {"what": "gdd", "done": 12_300, "total": 32_000, "unit": "img", "at": 0, "left": None}
+    shown = []
+
+    def execute(cell):
+        write_json(scratch_path(cell, tmp_path / "notebooks") / PROGRESS, told)
+        shown.append(get_worker().metrics["inside"](None))
+        return Status(cell, "done")
+
+    class Bar:
+        disable = False
+        set_postfix_str = staticmethod(shown.append)
+
+    (_, done) = pretend({"a": []}, execute)
+    assert shown == ["gdd 12.3k of 32k img"]
+    running = [Status(done.cell, "running", 3.0)]
+    monkeypatch.setattr(progress, "with_running", lambda statuses, folder: running)
+    engine._refresh(Bar, running, Grid("tiny", "", tmp_path, tmp_path, (done.cell,)))
+    assert shown[1] == "1 running; gdd 38 %"
 
 
 def test_skipping_reaches_the_dependants_of_dependants(pretend):
@@ -249,6 +277,17 @@ def test_failures_of_every_kind_are_told_and_stop_their_dependants_only(tmp_path
     assert "running  good\n" not in capsys.readouterr().out
     assert len(run(read_grid(path))) == 3
     assert "dashboard" not in capsys.readouterr().out  # nothing to do starts nothing
+
+
+def test_a_users_mistake_in_a_notebook_is_one_line_and_one_try(tmp_path, capsys):
+    mistake = "from onestep_bench.errors import OnestepError\nraise OnestepError('no size 9M; known: 1M')"
+    notebook(tmp_path / "notebooks" / "bad.ipynb", "seed = 0", mistake)
+    grid = read_grid(grid_file(tmp_path, "name: tiny\nstages: {bad: {notebook: bad.ipynb}}"))
+    (status,) = run(grid, workers=1)
+    assert (status.state, status.why) == ("failed", "OnestepError: no size 9M; known: 1M")
+    assert "again" not in capsys.readouterr().out
+    shown = json.loads(failed_path(status.cell, grid.executed).read_text())["cells"][-1]["outputs"][0]["traceback"]
+    assert shown == ["OnestepError: no size 9M; known: 1M"]
 
 
 def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):

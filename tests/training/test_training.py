@@ -2,6 +2,7 @@
 
 import copy
 import math
+import signal
 from itertools import pairwise
 
 import pytest
@@ -123,6 +124,70 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, undisturbed, kills):
     assert [(row.step, row.kimg, row.lr, row.losses) for row in rows] == [
         (row.step, row.kimg, row.lr, row.losses) for row in expected_rows
     ]
+
+
+def interrupted(tmp_path, objective, nets, ema, **options):
+    """Train until the objective interrupts, with no other checkpoint unless options say so; what it says."""
+    arguments = {"ema": ema, "checkpoint": tmp_path / "checkpoint.pt", "checkpoint_seconds": 1e9} | options
+    with pytest.raises(KeyboardInterrupt) as caught:
+        list(fit(objective, nets, source(), CONFIG, seed=7, **arguments))
+    return str(caught.value)
+
+
+def ctrl_c(objective, at, times=1):
+    """The objective, interrupted between its two losses of one step."""
+
+    def interrupted(batch, draw):
+        for number, item in enumerate(objective(batch, draw)):
+            yield item
+            for _ in range(times if (draw.step, number) == (at, 0) else 0):
+                signal.raise_signal(signal.SIGINT)
+
+    return interrupted
+
+
+@pytest.mark.parametrize("step", [0, 100, 117])
+def test_an_interrupted_run_keeps_its_whole_steps_and_says_how_to_go_on(tmp_path, undisturbed, step):
+    nets = networks()
+    said = interrupted(tmp_path, ctrl_c(two_losses(nets), step), nets, copy.deepcopy(nets["student"]))
+    done = round((step + 1) * 0.004, 2)
+    assert said == f"training stopped at {done:g} of 0.92 kimg; run this again to go on from there"
+    assert torch.load(tmp_path / "checkpoint.pt")["done"] == step + 1
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    again, ema, rows = run(tmp_path)
+    for name in again:
+        assert_same(again[name], undisturbed[0][name])
+    assert_same(ema, undisturbed[1])
+    assert [row.losses for row in rows] == [row.losses for row in undisturbed[2]]
+
+
+def test_an_interrupt_between_two_steps_keeps_them(tmp_path, undisturbed):
+    nets = networks()
+    arguments = {"ema": copy.deepcopy(nets["student"]), "checkpoint": tmp_path / "checkpoint.pt"}
+    rows = fit(two_losses(nets), nets, source(), CONFIG, seed=7, **arguments)
+    assert [next(rows).step for _ in range(3)] == [2, 4, 6]
+    with pytest.raises(KeyboardInterrupt, match=r"stopped at 0\.02 of"):
+        rows.throw(KeyboardInterrupt())
+    assert torch.load(tmp_path / "checkpoint.pt")["done"] == 6
+    assert_same(run(tmp_path)[0]["critic"], undisturbed[0]["critic"])
+
+
+def test_a_second_interrupt_leaves_half_a_step_out(tmp_path, undisturbed):
+    nets = networks()
+    said = interrupted(tmp_path, ctrl_c(two_losses(nets), 100, times=2), nets, copy.deepcopy(nets["student"]))
+    assert "stopped at 0 of 0.92 kimg" in said
+    assert not (tmp_path / "checkpoint.pt").exists()
+    nets = networks()
+    ema = copy.deepcopy(nets["student"])
+    said = interrupted(tmp_path, ctrl_c(two_losses(nets), 100, times=2), nets, ema, checkpoint_seconds=0)
+    assert "stopped at 0.4 of 0.92 kimg" in said
+    assert torch.load(tmp_path / "checkpoint.pt")["done"] == 100
+    assert_same(run(tmp_path)[0]["critic"], undisturbed[0]["critic"])
+
+
+def test_an_interrupt_where_nothing_is_kept_promises_nothing(tmp_path):
+    nets = networks()
+    assert interrupted(tmp_path, ctrl_c(two_losses(nets), 3), nets, None, checkpoint=None) == ""
 
 
 def test_a_finished_run_is_not_run_again(tmp_path, undisturbed):
