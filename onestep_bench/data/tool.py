@@ -18,7 +18,7 @@ from onestep_bench.data import cifar
 from onestep_bench.data.archives import decode, image_names, opened, picture
 from onestep_bench.data.folders import classes_of, read_labels
 from onestep_bench.data.loading import digest_of, find, load
-from onestep_bench.data.registry import LOADERS
+from onestep_bench.data.loading import names as registered
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import file_digest, replacing
 
@@ -182,7 +182,7 @@ def check_named(name: str) -> Check:
 
     Raises OnestepError for an unknown name, and as `data.load` and `check` do.
     """
-    if name not in LOADERS:
+    if name not in registered():
         return check(find(name))
     data = load(name)
     channels, height, width = data.shape
