@@ -250,6 +250,9 @@ def _become_torchrun(ranks: int, scratch: Path) -> None:
 
 def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path) -> tuple[str, bool]:
     """Execute the notebook; returns what went wrong in one line, or nothing, and whether it was a user's mistake."""
+    # Where it is installed, papermill's jsonschema compiles a grammar of web addresses, which no notebook is checked
+    # by, and which would make each cell begin more than a second later.
+    sys.modules.setdefault("rfc3987_syntax", None)
     import papermill
     from traitlets.config import Config
 

@@ -86,7 +86,7 @@ def evaluate(
             # Not those a killed run has done; what there is, rank 0 says, as it is writing them.
             todo = ranks.shared([seed for seed, file in files.items() if not file.exists()])
             own = ranks.own(range(samples))
-            with together.bar(total=len(own) * len(todo), unit="image", desc=f"{sampler} {count}") as bar:
+            with together.bar(total=len(own) * len(todo), unit="image", desc=f"{sampler} x{count}") as bar:
                 for seed in todo:
                     found = _score_seed(model, extractor, reference, sampler, count, samples, bar, seed)
                     if ranks.leads():

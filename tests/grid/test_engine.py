@@ -408,6 +408,20 @@ def test_a_missing_kernel_is_a_failed_cell_with_its_name(tmp_path):
     assert failed_path(status.cell, grid.executed).exists()
 
 
+LOADS = """
+import sys
+from pathlib import Path
+from onestep_bench.grid.execution import _papermill
+print(_papermill(Path("none.ipynb"), None, {}, Path("none")), "jsonschema" in sys.modules, "lark" in sys.modules)
+"""
+
+
+def test_a_cell_does_not_wait_for_a_grammar_of_which_it_has_no_use():
+    told = subprocess.run([sys.executable, "-c", LOADS], capture_output=True, text=True, check=True).stdout
+    assert "FileNotFoundError" in told
+    assert told.endswith("True False\n")
+
+
 def folder_of(grid) -> Path:
     grid.executed.mkdir(parents=True)
     return grid.executed
