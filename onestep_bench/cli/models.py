@@ -61,7 +61,9 @@ def _add_sample(commands) -> None:
     sub = add_source(commands, "sample", _sample, "draw a sheet of a model's images", "MODEL", MODEL)
     sub.add_argument("-n", "--number", type=int, default=64, metavar="N", help="images; default: 64")
     sub.add_argument("--steps", type=int, default=1, metavar="N", help="sampler steps; default: 1")
-    sub.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    sub.add_argument(
+        "--sampler", default="euler", metavar="NAME", help="see `onestep-bench list samplers`; default: euler"
+    )
     sub.add_argument("--seed", type=int, default=0, metavar="N", help="default: 0")
     sub.add_argument("-o", "--out", type=Path, default=Path("sheet.png"), metavar="FILE", help="default: sheet.png")
 
@@ -96,12 +98,16 @@ def _add_evaluate(commands) -> None:
     sub.add_argument(
         "--reference", type=Path, metavar="FILE", help="its statistics instead: npz or pkl of mu and sigma"
     )
-    sub.add_argument("--features", default="digits", metavar="JUDGE", help="feature extractor; default: digits")
+    sub.add_argument(
+        "--features", default="digits", metavar="JUDGE", help="see `onestep-bench list judges`; default: digits"
+    )
     sub.add_argument("--samples", type=int, metavar="N", help="images to score; default: as many as there are")
     sub.add_argument("--label", metavar="TEXT", help="what tables call it; default: the name of SOURCE")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the rows to a .json or .csv")
     model = sub.add_argument_group("of a checkpoint only")
-    model.add_argument("--sampler", default="euler", metavar="NAME", help="default: euler")
+    model.add_argument(
+        "--sampler", default="euler", metavar="NAME", help="see `onestep-bench list samplers`; default: euler"
+    )
     model.add_argument("--steps", type=int, nargs="+", default=[1], metavar="N", help="default: 1")
     model.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], metavar="N", help="default: 0 1 2")
 
