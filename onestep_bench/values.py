@@ -340,4 +340,7 @@ def _fitted(name: str, value: object, default: object) -> object:
             return fit([value], default)
         return fit(value, default)
     except Misfit as misfit:
-        raise OnestepError(f"{name!r} must be {misfit}, not {type(value).__name__} {value!r}") from None
+        # As papermill passes what it would take for something else.
+        hints = {str: f"; -r {name} ... passes text", list: f"; -y '{name}: [...]' passes a list"}
+        hint = hints.get(type(default), "")
+        raise OnestepError(f"{name!r} must be {misfit}, not {type(value).__name__} {value!r}{hint}") from None

@@ -200,7 +200,8 @@ def test_one_value_for_a_list_becomes_a_list_and_an_int_serves_as_a_float(cells)
         ("teacher = 'edn'", "did you mean 'edm'?"),
         ("dataset = 'mnist'\nfeatures = 'digits'", "'features' must be auto"),
         ("samples = 'many'", "'samples' must be int, not str 'many'"),
-        ("steps = '1,2'", "'steps' must be a list of int, not str '1,2'"),
+        ("steps = '1,2'", r"'steps' must be a list of int, not str '1,2'; -y 'steps: \[...\]' passes a list"),
+        ("features = 5", "'features' must be str, not int 5; -r features ... passes text"),
         ("conditional = 'true'", "'conditional' must be bool, not str 'true'"),
     ],
 )
