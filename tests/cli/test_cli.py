@@ -86,7 +86,7 @@ def test_plan_shows_cells_states_parameters_needs_and_what_is_reused(path, capsy
 
 def test_a_thousand_cells_are_planned_in_a_second(tmp_path):
     notebook(tmp_path / "notebooks" / "model.ipynb", "seed = 0\nkimg = 1\nlr = 0.1", "seed")
-    axes = ", ".join(f"{key}: {list(range(10))}" for key in ("seed", "kimg", "lr"))
+    axes = ", ".join(f"{key}: {list(range(1, 11))}" for key in ("seed", "kimg", "lr"))
     path = grid_file(tmp_path, f"name: tiny\nstages: {{model: {{notebook: model.ipynb, over: {{{axes}}}}}}}")
     command = [sys.executable, "-X", "importtime", "-m", "onestep_bench.cli", "plan", str(path)]
     before = os.times()
