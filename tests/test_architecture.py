@@ -14,7 +14,7 @@ import pytest
 import onestep_bench
 
 PACKAGE = Path(onestep_bench.__file__).parent
-GROUND = {"errors", "units", "seeds", "compat", "plugins"}
+GROUND = {"errors", "units", "seeds", "compat", "catalogue", "values", "plugins"}
 MATHEMATICS = {"paths", "denoiser", "samplers", "losses"}
 # From the street to the roof; each floor uses only lower ones, and rooms of one floor do not know each other.
 TOWER = [
@@ -33,7 +33,9 @@ TOWER = [
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}
 # The four files of mathematics stand on each other, the ground's files too.
 NEIGHBOURS = [GROUND, MATHEMATICS]
-NO_TORCH = ("grid", "store", "cli", "scoring.rows", "scoring.recipe", "networks.sizes", "errors", "units")
+NO_TORCH = (
+    "grid", "store", "cli", "scoring.rows", "scoring.recipe", "networks.sizes", "errors", "units", "catalogue", "values",
+)  # fmt: skip
 
 
 def name_of(path):

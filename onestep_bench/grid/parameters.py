@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.values import Misfit, fit
 
 _LITERALS = (str, int, float, bool, list, dict, type(None))
 
@@ -74,44 +75,18 @@ def _assignment(statement: ast.stmt, path: Path) -> tuple[str, object]:
     return targets[0].id, default
 
 
-class _Misfit(Exception):
-    """A value that is not of the declared type; its text is the type wanted."""
-
-
 def checked(key: object, value: object, declared: dict, file: str, where: str) -> object:
     """`value` in the type of the declared default."""
     if key not in declared:
         raise OnestepError(f"{where}{file} declares no parameter {key!r}{near_miss(str(key), declared)}")
     try:
-        fitted = _fit(value, declared[key])
-    except _Misfit as misfit:
+        fitted = fit(value, declared[key])
+    except Misfit as misfit:
         hint = _yaml_trap(value, declared[key])
         raise OnestepError(f"{where}{key!r} must be {misfit}, not {kind(value)}{hint}") from misfit
     if not _is_plain(fitted):
         raise OnestepError(f"{where}{key!r}: YAML reads {value!r} as {type(value).__name__}; put it in quotes")
     return fitted
-
-
-def _fit(value: object, default: object) -> object:
-    """`value` as the type of `default`: an int serves as a float, None as a default takes anything."""
-    if default is None:
-        return value
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        raise _Misfit(type(default).__name__)
-    if isinstance(default, list) and default:
-        return [_fit_element(element, default) for element in value]
-    return value
-
-
-def _fit_element(element: object, defaults: list) -> object:
-    for default in defaults:
-        try:
-            return _fit(element, default)
-        except _Misfit:
-            continue
-    raise _Misfit("a list of " + " or ".join(dict.fromkeys(type(default).__name__ for default in defaults)))
 
 
 def _yaml_trap(value: object, default: object) -> str:

@@ -22,6 +22,7 @@ from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.grid.cells import Cell, Grid
 from onestep_bench.grid.parameters import Notebook, checked, kind
 from onestep_bench.units import bytes_of, seconds_of
+from onestep_bench.values import check
 
 _TOP_KEYS = ("name", "title", "dataset", "defaults", "notebooks", "out", "limit", "memory", "stages")
 _STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory", "takes")
@@ -284,6 +285,8 @@ def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
 
 def _cell(stage: _Stage, parameters: dict, point: dict, needed: list["_Needed"]) -> Cell:
     parameters = {**parameters, **point}
+    declared, folder = stage.notebook.declared, stage.notebook.path.parent  # where its kernel starts
+    check(parameters, {**declared, **parameters}, declared, folder, stage.where)
     name = "-".join([stage.name, *(f"{key}={_file_text(value)}" for key, value in point.items())])
     if len(name) > _LONGEST_ID:
         raise OnestepError(f"{stage.where}cell id {name[:60]}... has {len(name)} characters; use fewer or shorter axes")

@@ -71,7 +71,7 @@ class DistillationConfig:
 
 
 def consistency_distillation(nets: Nets, cfg: DistillationConfig):
-    """Objective: one Heun step of the teacher between neighbouring levels of EDM's grid."""
+    """Objective of a consistency model: one Heun step of the teacher between neighbouring levels of EDM's grid."""
     student, teacher, target = nets.student, nets.teacher.on(VE), nets.auxiliary["target"]
     levels = karras_times(cfg.levels).to(next(student.parameters()))
 
@@ -142,7 +142,7 @@ class TuningConfig:
 
 
 def easy_consistency_tuning(nets: Nets, cfg: TuningConfig):
-    """Objective: no teacher, and at first, where r is 0 for most levels, plain denoising."""
+    """Objective of a consistency model without a teacher: at first, where r is 0 for most levels, plain denoising."""
     student = nets.student
 
     def objective(batch, draw):

@@ -110,7 +110,7 @@ class GDDConfig:
 
 
 def gdd(nets: Nets, cfg: GDDConfig):
-    """Objective: the generator's step, the critic's on fresh noise, and now and then R1."""
+    """Objective of an adversarial one-step generator: its step, the critic's on fresh noise, and now and then R1."""
     generator, critic = nets.student, nets.auxiliary["critic"]
     generator.eval()  # no dropout
 

@@ -29,7 +29,7 @@ class KDConfig:
 
 
 def kd(nets: Nets, cfg: KDConfig):
-    """Objective: regression from pure noise."""
+    """Objective: one-step regression from pure noise on the teacher's image of it."""
 
     def objective(batch, draw):
         yield regression_loss(nets.student, batch.noise, batch.images, cfg.distance, batch.labels), "student"

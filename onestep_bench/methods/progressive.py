@@ -52,7 +52,7 @@ class ProgressiveConfig:
 
 
 def progressive(nets: Nets, cfg: ProgressiveConfig):
-    """Objective of one fold."""
+    """Objective of one fold of progressive distillation: one DDIM step matches two of the teacher."""
     student = nets.student
     teacher, path = nets.teacher.on(student.path), student.path
     times = ddim_times(2 * cfg.steps, cfg.levels).to(next(student.parameters()))

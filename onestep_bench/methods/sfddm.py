@@ -115,7 +115,7 @@ _MAPS = {"even": even_map, "full": full_map, "trailing": trailing_map}
 
 
 def sfddm(nets: Nets, cfg: SFDDMConfig):
-    """Objective: match prediction and head features at a random level of the student's path."""
+    """Objective of one fold to any number of steps: match prediction and head features at a random level."""
     path = nets.student.path
     student, teacher = nets.student, nets.teacher.on(path)
     project = nets.auxiliary.get("projection", nn.Identity())

@@ -131,7 +131,7 @@ class ReflowConfig:
 
 
 def annealing_reflow(nets: Nets, cfg: ReflowConfig):
-    """Objective of the 2-flow."""
+    """Objective of SlimFlow's 2-flow: the velocity of pairs, whose noise is fresh at first."""
 
     def objective(batch, draw):
         fresh, t = draw.normal("fresh", batch.images.shape[1:]), draw.uniform("t", 0, NOISE_END)
@@ -156,7 +156,7 @@ class DistillationConfig:
 
 
 def flow_guided_distillation(nets: Nets, cfg: DistillationConfig):
-    """Objective of the one-step student; the teacher is the EMA of the 2-flow the student starts from."""
+    """Objective of SlimFlow's one-step student; the teacher is the EMA of the 2-flow the student starts from."""
     teacher = nets.teacher.on(FLOW)
 
     def objective(batch, draw):

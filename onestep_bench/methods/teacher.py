@@ -30,7 +30,7 @@ def edm_loss(denoiser, data: Tensor, eps: Tensor, sigma: Tensor, sigma_data: flo
 
 
 def edm(nets: Nets, cfg: EDMConfig):
-    """Objective of an EDM teacher."""
+    """Objective of an EDM teacher: denoising at log-normal noise levels (Karras et al. 2022)."""
 
     def objective(batch, draw):
         sigma = (cfg.p_mean + cfg.p_std * draw.normal("sigma", ())).exp()
@@ -79,7 +79,7 @@ def ddpm_loss(denoiser, data: Tensor, eps: Tensor, t: Tensor, predicts: str, lab
 
 
 def ddpm(nets: Nets, cfg: DDPMConfig):
-    """Objective of a discrete-time teacher."""
+    """Objective of a discrete-time teacher: v or noise at a random level (Ho et al. 2020)."""
 
     def objective(batch, draw):
         t = draw.integers("t", 1, cfg.levels + 1).to(batch.images.dtype)

@@ -48,13 +48,13 @@ def evaluate(
     sampler: str = "euler",
     seeds: Sequence[int] = (0, 1, 2),
     samples: int | None = None,
-    features: str = "digits",
+    features: str = "auto",
 ) -> dict:
     """Score a model at each number of steps and sampling seed, with what it costs.
 
     data: the reference; of a data set it is the training split, as is usual in the field. label: what plots call the
     model. samples: how many images to score, by default as many as the reference has. features: a name of
-    `references.names()`. A killed run keeps the seeds that were done.
+    `references.names()`, or auto (see `references.judge`). A killed run keeps the seeds that were done.
     Returns a score bundle (see `rows.bundle`) for `record`.
     """
     if not seeds or not steps:
@@ -115,7 +115,7 @@ def evaluate_images(
     *,
     label: str | None = None,
     samples: int | None = None,
-    features: str = "digits",
+    features: str = "auto",
 ) -> dict:
     """Score images that somebody else made, by the same judge as `evaluate`, in one row; what is not known is None.
 

@@ -24,6 +24,8 @@ from onestep_bench.training.ranks import device, device_name
 # What EDM2's reference files call the statistics of each judge; EDM's older files hold those of Inception alone.
 _KEYS = {"inception": "fid", "inception-legacy": "fid", "dinov2": "fd_dinov2"}
 
+_DIGITS = (1, 8, 8)
+
 
 def names() -> list[str]:
     """All judges."""
@@ -58,11 +60,28 @@ class Statistics:
 def judge(name: str, against: Dataset | Statistics) -> FeatureExtractor:
     """The judge of that name on `device()`. `classifier` is trained on `against`, or found in the store.
 
+    `auto` is the judge that fits `against` and needs no download: that of the digits, else `classifier` where there are
+    labels, else `random-features`.
     Raises OnestepError for an unknown name, damaged or missing weights, and a classifier without labelled images.
     """
+    name = _fitting(against) if name == "auto" else name
     if name not in names():
         raise OnestepError(f"unknown feature extractor {name!r}{near_miss(name, names())}")
     return _classifier(against) if name == "classifier" else judges.load_extractor(name, device())
+
+
+def _fitting(against: Dataset | Statistics) -> str:
+    if against.name == "digits" and getattr(against, "shape", _DIGITS) == _DIGITS:
+        return "digits"
+    if isinstance(against, Statistics):
+        raise OnestepError(f"which judge made {against.path} it does not say; name it in place of 'auto'")
+    if against.labels is not None:
+        return "classifier"
+    if "random-features" in names():
+        return "random-features"
+    raise OnestepError(
+        f"{against.name} has no labels, so no judge can be trained for it here; features: inception may do"
+    )
 
 
 def _classifier(data: Dataset | Statistics) -> FeatureExtractor:

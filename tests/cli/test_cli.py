@@ -86,7 +86,7 @@ def test_plan_shows_cells_states_parameters_needs_and_what_is_reused(path, capsy
 
 def test_a_thousand_cells_are_planned_in_a_second(tmp_path):
     notebook(tmp_path / "notebooks" / "model.ipynb", "seed = 0\nkimg = 1\nlr = 0.1", "seed")
-    axes = ", ".join(f"{key}: {list(range(10))}" for key in ("seed", "kimg", "lr"))
+    axes = ", ".join(f"{key}: {list(range(1, 11))}" for key in ("seed", "kimg", "lr"))
     path = grid_file(tmp_path, f"name: tiny\nstages: {{model: {{notebook: model.ipynb, over: {{{axes}}}}}}}")
     command = [sys.executable, "-X", "importtime", "-m", "onestep_bench.cli", "plan", str(path)]
     before = os.times()
@@ -330,3 +330,28 @@ def test_version(capsys):
     with pytest.raises(SystemExit, match="0"):
         main(["--version"])
     assert capsys.readouterr().out == f"onestep-bench {__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("kind", "line"),
+    [
+        ("methods", r"kd +pairs +yes +one-step regression"),
+        ("sizes", r"3\.4M +DDPM\+\+, 64, 64, 128 channels, 1 block a level, attention at 16 px"),
+        ("judges", r"digits +The shipped judge"),
+        ("datasets", r"mnist +60,000 grey 28x28 digits"),
+        ("samplers", r"heun +Heun's method"),
+    ],
+)
+def test_list_tells_a_line_of_each_name(kind, line, capsys):
+    assert main(["list", kind]) == 0
+    assert re.search(f"^{line}", capsys.readouterr().out, re.M)
+
+
+def test_list_says_what_it_can_list(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["list", "teachers"])
+    assert "choose from methods, sizes, judges, datasets, samplers" in capsys.readouterr().err.replace("'", "")
+    for command in ("sample", "evaluate"):
+        with pytest.raises(SystemExit, match="0"):
+            main([command, "--help"])
+        assert "onestep-bench list samplers" in " ".join(capsys.readouterr().out.split())

@@ -15,8 +15,9 @@ from scipy.ndimage import gaussian_filter
 from onestep_bench import store
 from onestep_bench.compat import import_clip, import_torchvision
 from onestep_bench.data.loading import load
+from onestep_bench.data.registry import Dataset
 from onestep_bench.data.streams import images_at
-from onestep_bench.scoring import judging, recipe, references
+from onestep_bench.scoring import evaluation, judges, judging, recipe, references
 from onestep_bench.scoring.judges import classifier, clip, dinov2, inception, load_extractor
 from onestep_bench.scoring.judges.resize import clean_resize
 from onestep_bench.scoring.metrics import frechet_from_moments
@@ -342,6 +343,35 @@ def test_mnist_is_learned_in_five_minutes_of_a_core():
 def test_a_classifier_without_labels_is_refused(quick, refuses, tmp_path):
     with refuses("'classifier' judge learns from labelled images", "cifar10"):
         references.judge("classifier", references.Statistics("cifar10", tmp_path / "stats.npz"))
+
+
+def test_auto_is_the_judge_that_fits_the_data_without_a_download(quick, refuses, tmp_path, monkeypatch):
+    digits = load("digits")
+    assert references.judge("auto", digits).protocol == references.judge("digits", digits).protocol
+    assert references.judge("auto", references.Statistics("digits", tmp_path / "stats.npz")).name == "digits"
+    labelled = Dataset("cats", digits.images[:300], digits.labels[:300] % 2, "0" * 16)
+    assert references.judge("auto", labelled).protocol == references.judge("classifier", labelled).protocol
+    with refuses("stats.npz", "name it in place of 'auto'"):
+        references.judge("auto", references.Statistics("cats", tmp_path / "stats.npz"))
+
+    unlabelled = Dataset("dogs", digits.images[:300], None, "1" * 16)
+    monkeypatch.setattr(references, "names", lambda: ["digits", "classifier"])
+    with refuses("dogs has no labels", "inception"):
+        references.judge("auto", unlabelled)
+    monkeypatch.setattr(references, "names", lambda: ["random-features"])
+    monkeypatch.setattr(judges, "load_extractor", lambda name, device: name)
+    assert references.judge("auto", unlabelled) == "random-features"
+
+
+def test_a_folder_of_labelled_images_is_judged_without_naming_a_judge(quick, tmp_path):
+    labels = []
+    for index, image in enumerate(load("digits").images[:120, 0].numpy()):
+        Image.fromarray(image).save(tmp_path / f"{index}.png")
+        labels.append([f"{index}.png", index % 2])
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
+    (row,) = evaluation.evaluate_images(images_at(tmp_path), load(str(tmp_path)))["rows"]
+    assert row["features"] == "classifier"
+    assert "classifier" in row["protocol"]
 
 
 def test_unknown_judges_hint_at_known_ones(refuses):
