@@ -109,6 +109,11 @@ def names() -> list[str]:
     return sorted(_EXTRACTORS)
 
 
+def maker(name: str) -> Callable[[torch.device], FeatureExtractor] | None:
+    """The function registered as `name`, None if there is none."""
+    return _EXTRACTORS.get(name)
+
+
 def load_extractor(name: str, device: torch.device | str = "cpu") -> FeatureExtractor:
     """The extractor registered as `name`, on `device`.
 
