@@ -12,6 +12,8 @@ from onestep_bench.data import sets  # noqa: F401  (registers them)
 from onestep_bench.data.folders import read_source
 from onestep_bench.data.registry import LOADERS, Dataset
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.store.files import data_digest, data_state
+from onestep_bench.store.notes import SCRATCH, note
 
 
 def names() -> list[str]:
@@ -33,6 +35,8 @@ def load(name: str, path: Path | str | None = None) -> Dataset:
     if name in LOADERS:
         return _checked(name, *LOADERS[name](root))
     source = _find(name, root, here=path is None)
+    if os.environ.get(SCRATCH):  # read once more, by a grid's cell alone
+        note(data=str(source.absolute()), **data_state(source), sha256=data_digest(source))
     return _checked(source.resolve().name.removesuffix(".zip"), *read_source(source))
 
 

@@ -21,11 +21,11 @@ from filelock import FileLock, Timeout
 from onestep_bench.errors import OnestepError
 from onestep_bench.store import provenance
 from onestep_bench.store.files import file_digest, write_json
+from onestep_bench.store.notes import SCRATCH, note
 
 META = "artifact.json"
 CELLS = ".cells"  # folder of which cell used what
-# In a grid's cell: its folder for what is not whole, and in there the key of an artifact it would have to wait for.
-SCRATCH, WAITING = "ONESTEP_SCRATCH", "waiting"
+WAITING = "waiting"  # in a cell's scratch folder: the key of an artifact it would have to wait for
 FRESH = "ONESTEP_FRESH"  # if set, what other source made is made again
 _PATIENCE = 10.0  # seconds that a cell waits for another process; less than it takes to begin again
 
@@ -144,7 +144,7 @@ def memo(
         fresh = fresh or bool(os.environ.get(FRESH))
         if folder.exists() and _whole(folder) and _current(folder, fresh):
             os.utime(folder / META)  # the time of its last use
-            return Artifact(folder)
+            return _noted(Artifact(folder))
         partial = folder.with_name(folder.name + ".partial")
         made_by = _made_by(entries, parents)
         if not any(path.name != META for path in partial.glob("[!.]*")) or not _current(partial, fresh):
@@ -159,7 +159,12 @@ def memo(
         meta = {"recipe": recipe, "parents": [parent.key for parent in parents], "cost": cost, "files": files}
         write_json(partial / META, meta | made_by)
         _replace(folder, partial)
-        return Artifact(folder)
+        return _noted(Artifact(folder))
+
+
+def _noted(artifact: Artifact) -> Artifact:
+    note(artifact=str(artifact.folder.absolute()), content=artifact.content)
+    return artifact
 
 
 def _made_by(entries: list[str], parents: Iterable[Artifact]) -> dict:

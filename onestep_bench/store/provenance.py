@@ -14,7 +14,7 @@ import hashlib
 import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -46,6 +46,14 @@ class _Module:
 
     definitions: dict[str, list[ast.AST]]
     imports: dict[str, tuple[str, str]]
+    digests: dict[str, str] = field(default_factory=dict)
+
+    def digest(self, name: str) -> str:
+        """Of a definition; '' if it is not there."""
+        if name not in self.digests:
+            text = "\n".join(map(_text, self.definitions.get(name, ())))
+            self.digests[name] = hashlib.sha256(text.encode()).hexdigest()[:16] if text else ""
+        return self.digests[name]
 
 
 def origin(thing: object) -> str:
@@ -70,7 +78,7 @@ def source_of(entries: Iterable[str]) -> dict[str, str]:
         if items := _items(node):  # a table with one item more is the same to whoever knows the others
             open_ += items
             continue
-        found[_told(node)] = _digest(node)
+        found[_told(node)] = _module(node[0]).digest(node[1])
         open_ += [used for used in _uses(node) if _counts(used)]
     return dict(sorted(found.items()))
 
@@ -80,7 +88,9 @@ def changed(source: Mapping[str, str]) -> list[str]:
 
     Those of a module from outside that is not imported are taken to be as they were.
     """
-    return [name for name, digest in source.items() if _module(_split(name)[0]) and _digest(_split(name)) != digest]
+    modules = {name: _module(_split(f"{name}:")[0]) for name in {name.partition(":")[0] for name in source}}
+    present = ((name, digest, modules[name.partition(":")[0]]) for name, digest in source.items())
+    return [name for name, digest, known in present if known and known.digest(name.partition(":")[2]) != digest]
 
 
 def normal(tree: ast.AST) -> str:
@@ -120,11 +130,6 @@ def _counts(node: _Node) -> bool:
         return True
     room = name.partition(":")[0]
     return name not in _LEFT_OUT and any(room == counted or room.startswith(f"{counted}.") for counted in _COUNTED)
-
-
-def _digest(node: _Node) -> str:
-    statements = _module(node[0]).definitions.get(node[1], ())
-    return hashlib.sha256("\n".join(map(_text, statements)).encode()).hexdigest()[:16]
 
 
 def _uses(node: _Node) -> Iterator[_Node]:
