@@ -1,11 +1,13 @@
 """A grid as it is planned: its cells, and what is known of each from the files of earlier runs."""
 
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid.parameters import read_notebook
-from onestep_bench.store.artifacts import Artifact
+from onestep_bench.store.artifacts import META, Artifact
 from onestep_bench.store.files import same_data
 
 STAMP = "onestep_bench"  # key of our entry in an executed notebook's metadata
@@ -107,14 +109,21 @@ def _moved_on(cell: Cell, stamp: dict) -> str:
 
 
 def _artifact_moved_on(used: dict) -> str:
-    artifact = Artifact(Path(used["artifact"]))
+    folder = Path(used["artifact"])
     try:
-        if artifact.content != used["content"]:
-            return f"{artifact.key} was made again since"
-        why = artifact.outdated()
-    except OnestepError:  # the notebook is the record, also where the store was cleared
+        content, why = _artifact_now(folder, (folder / META).stat().st_mtime_ns, int(time.monotonic()))
+    except (OSError, OnestepError):  # the notebook is the record, also where the store was cleared
         return ""
-    return f"{artifact.key}: {why}" if why else ""
+    if content != used["content"]:
+        return f"{folder.name} was made again since"
+    return f"{folder.name}: {why}" if why else ""
+
+
+@lru_cache(10_000)
+def _artifact_now(folder: Path, written: int, second: int) -> tuple[str, str]:
+    """Its content, and why it is outdated: looked up once a second, as a thousand cells may use one teacher."""
+    artifact = Artifact(folder)
+    return artifact.content, artifact.outdated()
 
 
 def _data_moved_on(used: dict) -> str:

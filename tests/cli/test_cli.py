@@ -103,9 +103,9 @@ def test_status_counts_and_adds_up_seconds(path, capsys):
     mark(path, 1, "ValueError: no luck")
     assert main(["status", path]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["a", "1", "0", "0", "0", "2.0"]
-    assert lines[2].split() == ["b", "0", "0", "1", "1", "2.0"]
-    assert lines[3].split() == ["all", "1", "0", "1", "1", "4.0"]
+    assert lines[1].split() == ["a", "1", "0", "0", "0", "0", "2.0"]
+    assert lines[2].split() == ["b", "0", "0", "1", "0", "1", "2.0"]
+    assert lines[3].split() == ["all", "1", "0", "1", "0", "1", "4.0"]
     assert lines[4].startswith("failed: b-seed=1: ValueError: no luck; see ")
     assert lines[4].endswith("b-seed=1.failed.ipynb")
 
@@ -130,12 +130,12 @@ def test_status_knows_what_runs_from_the_files_alone(path, capsys):
         assert main(["status", path]) == 0
         holder.kill()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[2].split()[:5] == ["b", "0", "1", "0", "1"]
+    assert lines[2].split()[:6] == ["b", "0", "1", "0", "0", "1"]
     assert re.fullmatch(r"running: b-seed=1, for \d+(\.\d)? s", lines[4])
     # What is left of one and the whole of another, at 2 s each.
     assert re.fullmatch(r"1 running, about [23]\.\d s left", lines[5])
     assert main(["status", path]) == 0  # its record lies there still
-    assert capsys.readouterr().out.splitlines()[2].split()[:5] == ["b", "0", "0", "0", "2"]
+    assert capsys.readouterr().out.splitlines()[2].split()[:6] == ["b", "0", "0", "0", "0", "2"]
 
 
 def test_report_renders_what_is_there_and_names_the_rest(path, tmp_path, capsys):
@@ -216,7 +216,7 @@ def test_store_ls_shows_sizes(store_folder, capsys):
     assert main(["store", "ls"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[1:4] for line in lines[1:3]) == [["edm", "1M", "whole"], ["sfddm", "1M", "whole"]]
-    assert "1.3 KB" in lines[1]
+    assert "1.4 KB" in lines[1]
     assert lines[-1].startswith("2 artifacts, 2.5 KB in ")
 
 
