@@ -217,7 +217,7 @@ def test_store_ls_shows_sizes(store_folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert sorted(line.split()[1:4] for line in lines[1:3]) == [["edm", "1M", "whole"], ["sfddm", "1M", "whole"]]
     assert "1.4 KB" in lines[1]
-    assert lines[-1].startswith("2 artifacts, 2.5 KB in ")
+    assert lines[-1].startswith("2 artifacts, 2.7 KB in ")
 
 
 def test_store_verify_names_what_is_damaged(store_folder, capsys):
