@@ -14,8 +14,8 @@ import torch
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from onestep_bench import plugins
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.known import plugins
 from onestep_bench.paths import FLOW, VE, Path
 
 Sampler = Callable[..., Tensor]

@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from onestep_bench import methods, networks, samplers, store
+from onestep_bench import methods, networks, store
 from onestep_bench.data.registry import Dataset
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
@@ -46,6 +46,7 @@ def train(
     teacher: Model | None = None,
     init: Model | None = None,
     conditional: bool | None = None,
+    fresh: bool = False,
     **options,
 ) -> Model:
     """Train a model, or find it in the store.
@@ -53,6 +54,7 @@ def train(
     method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs. kimg: thousands of
     images seen. size: named network size, by default that of `init`. init: a model whose averaged weights the student
     starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of the pairs.
+    fresh: train again what other source trained, see `store.memo`; without it such a model is refused.
     options: fields of the method's config and of `TrainConfig`.
     Raises OnestepError for an unknown method, size or option, for data or a teacher that does not fit the method, and
     for a method that would look through a network that judges.
@@ -92,7 +94,16 @@ def train(
         note = {"data": data.name} if isinstance(data, Dataset) else {}  # for people: the recipe has its digest
         return together.spent(training.steps * training.batch_size / 1000, rows[-1].seconds) | note
 
-    return Model(together.memo("model", recipe, parents, make))
+    source = _source_of(chosen, None if init else size)
+    return Model(together.memo("model", recipe, parents, make, source=source, fresh=fresh))
+
+
+def _source_of(method: methods.Method, size: str | None) -> list[str]:
+    """Where the source that trains begins: the method, what every step does, and the network that is made."""
+    loop = [f"training.loop:{name}" for name in ("_step", "_update_ema")]
+    common = ["training.state:Run", "training.source:Source", "training.config:TrainConfig", "study:_student"]
+    sizes = [f"networks.sizes:SIZES[{size}]"] if size else []
+    return [f"{method.objective.__module__}:register({method.name})", *loop, *common, *sizes]
 
 
 def pretrained(source: str | Path, data: Dataset | None = None, *, resolution: int | None = None) -> Model:
@@ -263,17 +274,19 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
     return ema, rows
 
 
-def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18, seed: int = 0) -> Pairs:
+def make_pairs(
+    teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18, seed: int = 0, fresh: bool = False
+) -> Pairs:
     """n pairs of noise and the teacher's image from it, or those in the store. A killed run keeps its finished parts.
 
-    The defaults are SlimFlow's for an EDM teacher (18 Heun steps).
+    The defaults are SlimFlow's for an EDM teacher (18 Heun steps). fresh: as for `train`.
     """
     if n < 1:
         raise OnestepError(f"cannot make {n} pairs; ask for at least 1")
     recipe = {"n": n, "sampler": sampler, "steps": steps, "seed": seed, "class_counts": teacher.class_counts}
     if teacher.path:
         recipe["path"] = teacher.path.spec()
-    samplers.sampler(sampler)
+    source = sampling.source_of(sampler)
 
     def make(folder: Path) -> dict:
         part_size = 16 * sampling.BATCH
@@ -288,7 +301,7 @@ def make_pairs(teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18
                     save_file({"images": images, "seconds": torch.tensor(clock.seconds)}, temporary)
         return together.spent(0.0, _join_parts(parts.values(), folder) if ranks.leads() else 0.0)
 
-    return Pairs(together.memo("pairs", recipe, [teacher.artifact], make))
+    return Pairs(together.memo("pairs", recipe, [teacher.artifact], make, source=source, fresh=fresh))
 
 
 def _sample(model: Model, indices: Sequence[int], **asked) -> Tensor | None:

@@ -14,11 +14,12 @@ import pytest
 import onestep_bench
 
 PACKAGE = Path(onestep_bench.__file__).parent
-GROUND = {"errors", "units", "seeds", "compat", "catalogue", "values", "plugins"}
+GROUND = {"errors", "units", "seeds", "compat"}
 MATHEMATICS = {"paths", "denoiser", "samplers", "losses"}
 # From the street to the roof; each floor uses only lower ones, and rooms of one floor do not know each other.
 TOWER = [
     GROUND,
+    {"known"},
     {"store"},
     {"data", "grid"},
     MATHEMATICS,
@@ -33,9 +34,7 @@ TOWER = [
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}
 # The four files of mathematics stand on each other, the ground's files too.
 NEIGHBOURS = [GROUND, MATHEMATICS]
-NO_TORCH = (
-    "grid", "store", "cli", "scoring.rows", "scoring.recipe", "networks.sizes", "errors", "units", "catalogue", "values",
-)  # fmt: skip
+NO_TORCH = ("grid", "store", "cli", "known", "scoring.rows", "scoring.recipe", "networks.sizes", "errors", "units")
 
 
 def name_of(path):
@@ -115,7 +114,7 @@ def test_grids_and_the_laboratory_do_not_know_each_other():
     for name in FILES:
         used = {room_of(other) for other in files(name)}
         if room_of(name) == "grid":
-            assert used <= {"grid", "store", *GROUND}, name
+            assert used <= {"grid", "store", "known", *GROUND}, name
         if room_of(name) in laboratory:
             assert "grid" not in used, name
 
@@ -126,7 +125,7 @@ def test_paths_knows_nobody():
 
 @pytest.mark.parametrize("name", sorted(name for name in FILES if name.startswith("methods.")))
 def test_methods_know_the_mathematics_and_not_each_other(name):
-    assert {room_of(used) for used in files(name)} <= {"networks", *GROUND, *MATHEMATICS, "methods"}
+    assert {room_of(used) for used in files(name)} <= {"networks", "known", *GROUND, *MATHEMATICS, "methods"}
     assert not any(used.startswith("methods.") for used in files(name))
 
 

@@ -18,7 +18,7 @@ from onestep_bench.paths import VP, alphas_cumprod
 from onestep_bench.scoring import evaluation
 from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundles_in
 from onestep_bench.seeds import sample_labels, sample_noise
-from onestep_bench.store.artifacts import PROGRESS, SCRATCH
+from onestep_bench.store.notes import PROGRESS, SCRATCH
 from onestep_bench.training import together
 
 pytestmark = pytest.mark.usefixtures("store_folder")

@@ -8,13 +8,14 @@ import sys
 import threading
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 from tqdm import tqdm
 
 from onestep_bench import store
 from onestep_bench.cli.terminal import print_table, use_store
-from onestep_bench.errors import OnestepError, needs_extra
+from onestep_bench.errors import OnestepError, near_miss, needs_extra
 from onestep_bench.grid import progress
 from onestep_bench.grid.cells import Grid, Status, failed_path
 from onestep_bench.grid.plan import read_grid
@@ -43,6 +44,8 @@ def add_commands(commands) -> None:
         if command in (_plan, _run):
             sub.add_argument("--store", type=Path, metavar="DIR", help="artifact store (ONESTEP_STORE of the cells)")
         if command is _run:
+            again = "make again, for this stage's cells, the artifacts that other source made; may be repeated"
+            sub.add_argument("--fresh", action="append", default=[], metavar="STAGE", help=again)
             where = sub.add_mutually_exclusive_group()
             where.add_argument("--workers", type=_positive, metavar="N", help="default: one a GPU, or one a CPU core")
             where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, tcp://host:port")
@@ -76,8 +79,15 @@ def _plan(options: argparse.Namespace) -> int:
         for status in statuses
     ]
     print_table([heading, *lines])
+    _tell_outdated(statuses)
     print(f"\n{len(grid.cells)} cells; results go to {grid.out}, artifacts to {store.root()}")
     return 0
+
+
+def _tell_outdated(statuses: list[Status]) -> None:
+    for status in statuses:
+        if status.state == "outdated":
+            print(f"outdated: {status.cell.id}: {status.why}")
 
 
 def _reuse(status: Status) -> str:
@@ -92,7 +102,7 @@ def _reuse(status: Status) -> str:
 
 
 def _run(options: argparse.Namespace) -> int:
-    grid = _grid(options)
+    grid = _afresh(_grid(options), options.fresh)
     needs_extra("grid", "running a grid", "distributed", "papermill", "ipykernel", "psutil")
     from onestep_bench.grid import engine
 
@@ -104,6 +114,15 @@ def _run(options: argparse.Namespace) -> int:
         drafts.finish()
     _render(grid)
     return _exit_code(statuses)
+
+
+def _afresh(grid: Grid, stages: list[str]) -> Grid:
+    """The grid, its cells of these stages marked to make again what other source made."""
+    known = list(dict.fromkeys(cell.stage for cell in grid.cells))
+    for stage in stages:
+        if stage not in known:
+            raise OnestepError(f"--fresh: {grid.path} has no stage {stage!r}{near_miss(stage, known)}")
+    return replace(grid, cells=tuple(replace(cell, fresh=cell.stage in stages) for cell in grid.cells))
 
 
 class _Drafts:
@@ -154,6 +173,7 @@ def _status(options: argparse.Namespace) -> int:
             print(f"running: {status.cell.id}, for {duration(status.seconds)}{inside}")
         if status.state == "failed":
             print(f"failed: {status.cell.id}: {status.why}; see {failed_path(status.cell, grid.executed)}")
+    _tell_outdated(statuses)
     if any(status.state == "running" for status in statuses):
         print(progress.in_words(statuses))
     return 0
@@ -165,7 +185,9 @@ def _report(options: argparse.Namespace) -> int:
         return 0
     grid = _grid(options)
     _render(grid)
-    missing = [status.cell.id for status in progress.survey(grid) if status.state != "done"]
+    statuses = progress.survey(grid)
+    _tell_outdated(statuses)
+    missing = [status.cell.id for status in statuses if status.state not in ("done", "outdated")]
     if missing:
         print(f"not in it yet, {len(missing)} of {len(grid.cells)} cells: {', '.join(missing)}")
     return 0

@@ -2,9 +2,9 @@
 
 import argparse
 
-from onestep_bench.catalogue import Entry, known
 from onestep_bench.cli.terminal import print_table
-from onestep_bench.values import LISTED
+from onestep_bench.known.catalogue import Entry, known
+from onestep_bench.known.values import LISTED
 
 
 def add_commands(commands) -> None:

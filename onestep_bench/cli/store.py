@@ -6,21 +6,30 @@ from pathlib import Path
 
 from onestep_bench import store
 from onestep_bench.cli.terminal import print_table, use_store
+from onestep_bench.errors import OnestepError
 from onestep_bench.units import duration, size
 
 
 def add_commands(commands) -> None:
-    """Add store ls, verify and gc."""
-    text = "what lies in the store: list it, verify it, clear it of garbage"
+    """Add store ls, verify, accept and gc."""
+    text = "what lies in the store: list it, verify it, accept it under changed source, clear it of garbage"
     inner = commands.add_parser("store", help=text, description=text).add_subparsers(required=True, metavar="COMMAND")
     for name, command, text in (
         ("ls", _store_ls, "list artifacts, the largest first"),
         ("verify", _store_verify, "check every file against its checksum; exit 1 if one is damaged"),
+        (
+            "accept",
+            _store_accept,
+            "keep what older source made as if the present source had made it, as after a refactor",
+        ),
         ("gc", _store_gc, "remove damaged artifacts, and unfinished ones that nobody touched for a week"),
     ):
         sub = inner.add_parser(name, help=text, description=text)
         sub.set_defaults(command=command)
         sub.add_argument("--store", type=Path, metavar="DIR", help="default: ONESTEP_STORE")
+        if command is _store_accept:
+            sub.add_argument("keys", nargs="*", metavar="KEY", help="an artifact, by its key or a unique start of it")
+            sub.add_argument("--all", action="store_true", help="all that other source made")
         if command is _store_gc:
             unused = "also remove whole artifacts that nobody asked for in so many days"
             sub.add_argument("--unused", type=float, metavar="DAYS", help=unused)
@@ -59,6 +68,32 @@ def _store_verify(options: argparse.Namespace) -> int:
         print(f"damaged: {entry.key}: {', '.join(wrong) or 'set aside earlier'}")
     print(f"{len(upkeep.entries())} artifacts, {len(damages)} damaged; a run makes again what it needs of them")
     return 1 if damages else 0
+
+
+def _store_accept(options: argparse.Namespace) -> int:
+    use_store(options)
+    from onestep_bench.store import upkeep
+
+    if bool(options.keys) == options.all:
+        raise OnestepError("name the artifacts to accept, as a refusal does, or say --all")
+    keys = list(dict.fromkeys(entry.key for entry in upkeep.entries() if entry.state != "damaged"))
+    chosen = keys if options.all else [_key(start, keys) for start in options.keys]
+    accepted = [key for key in chosen if store.accept(key)]
+    for key in accepted:
+        print(f"accepted: {key}")
+    print(f"{len(accepted)} accepted, {len(chosen) - len(accepted)} were made by the present source")
+    return 0
+
+
+def _key(start: str, keys: list[str]) -> str:
+    found = [key for key in keys if key.startswith(start)]
+    if len(found) == 1 or start in found:
+        return start if start in found else found[0]
+    if found:
+        raise OnestepError(
+            f"{len(found)} artifacts begin with {start!r}, {found[0]} and {found[1]} among them; say more"
+        )
+    raise OnestepError(f"no artifact in {store.root()} begins with {start!r}; see onestep-bench store ls")
 
 
 def _store_gc(options: argparse.Namespace) -> int:

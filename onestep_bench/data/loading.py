@@ -8,11 +8,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from onestep_bench import plugins
 from onestep_bench.data import sets  # noqa: F401  (registers them)
 from onestep_bench.data.folders import read_source
 from onestep_bench.data.registry import LOADERS, Dataset
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.known import plugins
+from onestep_bench.store.files import data_digest, data_state
+from onestep_bench.store.notes import SCRATCH, note
 
 
 def names() -> list[str]:
@@ -35,6 +37,8 @@ def load(name: str, path: Path | str | None = None) -> Dataset:
     if name in names():
         return _checked(name, *LOADERS[name](_root(path)))
     source = find(name, path)
+    if os.environ.get(SCRATCH):  # read once more, by a grid's cell alone
+        note(data=str(source.absolute()), **data_state(source), sha256=data_digest(source))
     return _checked(source.resolve().name.removesuffix(".zip"), *read_source(source))
 
 

@@ -1,9 +1,14 @@
 """A grid as it is planned: its cells, and what is known of each from the files of earlier runs."""
 
+import time
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
+from onestep_bench.errors import OnestepError
 from onestep_bench.grid.parameters import read_notebook
+from onestep_bench.store.artifacts import META, Artifact
+from onestep_bench.store.files import same_data
 
 STAMP = "onestep_bench"  # key of our entry in an executed notebook's metadata
 RUNNING = "running.json"  # in a cell's scratch folder: where and since when it runs
@@ -14,11 +19,12 @@ class Cell:
     """One notebook with one set of parameters.
 
     parameters: what papermill injects. needs: ids of the cells that must be done before.
-    digest: hash of the notebook's code, all its parameters (defaults included) and the package's version; an executed
-    notebook counts as this cell's result only if it carries the same one.
+    digest: hash of the notebook's code without comments, of the parameters that it uses (defaults included) as they
+    end up, and of the package's version; an executed notebook that carries another one is outdated.
     gpus: devices, hence processes, that it runs on. limit: seconds after which it counts as hung, memory: bytes that
     its processes may use together, each None for no bound. takes: seconds that its author expects, or None; cells on
-    the longest way to the end begin first. How a cell runs is no part of its digest.
+    the longest way to the end begin first. fresh: artifacts that other source made are made again for it. How a cell
+    runs is no part of its digest.
     """
 
     stage: str
@@ -31,6 +37,7 @@ class Cell:
     limit: float | None = None
     memory: int | None = None
     takes: float | None = None
+    fresh: bool = False
 
 
 @dataclass(frozen=True)
@@ -51,10 +58,11 @@ class Grid:
 
 @dataclass(frozen=True)
 class Status:
-    """Where a cell stands: 'to do', 'running', 'done', 'failed' or 'skipped'; `why` is one line about the last two.
+    """Where a cell stands: 'to do', 'running', 'done', 'outdated', 'failed' or 'skipped'.
 
-    Of one that runs, `why` says how far inside itself it is, if it tells. seconds: how long it took, or has been
-    running. mistake: whether it failed by what its user asked for, so that another try would end the same.
+    why: one line about the last three; of one that runs, how far inside itself it is, if it tells. seconds: how long it
+    took, or has been running. mistake: whether it failed by what its user asked for, so that another try would end the
+    same.
     """
 
     cell: Cell
@@ -75,15 +83,56 @@ def failed_path(cell: Cell, folder: Path) -> Path:
 
 
 def status_of(cell: Cell, folder: Path) -> Status:
-    """'done', 'failed' or 'to do', read from the executed notebooks in `folder`.
+    """'done', 'outdated', 'failed' or 'to do', read from the executed notebooks in `folder`.
 
-    A notebook of older code or other parameters carries another digest and does not count.
+    Outdated: it was executed, but of other code or with other parameters than now; or it used artifacts that other
+    source made, or that were made again since; or its data are gone or have other content.
     """
-    for state, path in (("done", executed_path(cell, folder)), ("failed", failed_path(cell, folder))):
-        stamp = read_stamp(path) if path.exists() else {}
-        if stamp.get("digest") == cell.digest:
-            return Status(cell, state, stamp["seconds"], stamp["why"])
-    return Status(cell, "to do")
+    done, failed = (
+        read_stamp(path) if path.exists() else {} for path in (executed_path(cell, folder), failed_path(cell, folder))
+    )
+    why = _moved_on(cell, done) if done else ""
+    if done and not why:
+        return Status(cell, "done", done["seconds"], done["why"])
+    if failed.get("digest") == cell.digest:
+        return Status(cell, "failed", failed["seconds"], failed["why"])
+    return Status(cell, "outdated", done["seconds"], why) if done else Status(cell, "to do")
+
+
+def _moved_on(cell: Cell, stamp: dict) -> str:
+    """Why an executed notebook is not what a run would make now; '' if it is."""
+    if stamp["digest"] != cell.digest:
+        same = stamp.get("parameters", cell.parameters) == cell.parameters
+        return f"the code of {cell.notebook.name} changed since" if same else "its parameters changed since"
+    reasons = (
+        _artifact_moved_on(used) if "artifact" in used else _data_moved_on(used) for used in stamp.get("used", ())
+    )
+    return next(filter(None, reasons), "")
+
+
+def _artifact_moved_on(used: dict) -> str:
+    folder = Path(used["artifact"])
+    try:
+        content, why = _artifact_now(folder, (folder / META).stat().st_mtime_ns, int(time.monotonic()))
+    except (OSError, OnestepError):  # the notebook is the record, also where the store was cleared
+        return ""
+    if content != used["content"]:
+        return f"{folder.name} was made again since"
+    return f"{folder.name}: {why}" if why else ""
+
+
+@lru_cache(10_000)
+def _artifact_now(folder: Path, written: int, second: int) -> tuple[str, str]:
+    """Its content, and why it is outdated: looked up once a second, as a thousand cells may use one teacher."""
+    artifact = Artifact(folder)
+    return artifact.content, artifact.outdated()
+
+
+def _data_moved_on(used: dict) -> str:
+    path = Path(used["data"])
+    if not path.exists():
+        return f"its data {path} are gone"
+    return "" if same_data(path, used) else f"its data {path} have other content"
 
 
 def scratch_path(cell: Cell, folder: Path) -> Path:

@@ -25,7 +25,7 @@ from onestep_bench.grid import clusters, execution, progress
 from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, failed_path, scratch_path, status_of
 from onestep_bench.grid.locks import is_held
 from onestep_bench.grid.schedule import expected, urgency
-from onestep_bench.store.artifacts import lock_of, root
+from onestep_bench.store.artifacts import FRESH, lock_of, root
 from onestep_bench.units import duration
 
 TRIES = 2  # of a cell that fails, and not by a user's mistake
@@ -197,7 +197,7 @@ class _Flights:
             _on_worker,
             cell,
             self.folder,
-            dict(self.settings) | {"ONESTEP_CELL": cell.digest},
+            dict(self.settings) | {"ONESTEP_CELL": cell.digest} | ({FRESH: "1"} if cell.fresh else {}),
             key=f"{cell.id}-{uuid.uuid4().hex}",  # begins as the cell does, for the dashboard; never shared
             resources={"gpus": cell.gpus} if self.several else None,
             priority=self.urgent[cell.id],

@@ -29,8 +29,9 @@ from onestep_bench.errors import OnestepError
 from onestep_bench.grid.cells import RUNNING, STAMP, Cell, Status, executed_path, failed_path, scratch_path, status_of
 from onestep_bench.grid.locks import held
 from onestep_bench.grid.parameters import read_notebook
-from onestep_bench.store.artifacts import SCRATCH, WAITING
+from onestep_bench.store.artifacts import WAITING
 from onestep_bench.store.files import write_json
+from onestep_bench.store.notes import SCRATCH, noted
 from onestep_bench.units import duration, size
 
 _POLL = 0.2  # seconds between two looks at a running cell
@@ -214,6 +215,7 @@ def _file(cell: Cell, folder: Path, scratch: Path, rank: int, seconds: float, wh
         "digest": cell.digest,
         "seconds": round(seconds, 3),
         "why": why,
+        "used": noted(scratch),
     }
     whole = scratch / "whole.ipynb"
     write_json(whole, notebook)

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.values import Misfit, fit
+from onestep_bench.known.values import Misfit, fit
 
 _LITERALS = (str, int, float, bool, list, dict, type(None))
 

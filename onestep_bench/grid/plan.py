@@ -4,6 +4,7 @@ Planning reads YAML and notebook JSON only: no torch, no pandas, no papermill, s
 every mistake in them found, in less than a second and before anything runs.
 """
 
+import ast
 import hashlib
 import itertools
 import json
@@ -21,8 +22,9 @@ from onestep_bench import __version__
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.grid.cells import Cell, Grid
 from onestep_bench.grid.parameters import Notebook, checked, kind
+from onestep_bench.known.values import check
+from onestep_bench.store.provenance import normal
 from onestep_bench.units import bytes_of, seconds_of
-from onestep_bench.values import check
 
 _TOP_KEYS = ("name", "title", "dataset", "defaults", "notebooks", "out", "limit", "memory", "stages")
 _STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory", "takes")
@@ -272,8 +274,9 @@ def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
             if key in declared
         }
         needed = [_by_shared_axes(stages[need], stage) for need in stage.needs]
+        code = _code(stage.notebook)
         for point in stage.axes:
-            cell = _cell(stage, {**common, **stage.parameters}, point, needed)
+            cell = _cell(stage, {**common, **stage.parameters}, point, needed, code)
             # Equal digests would do the same work twice; equal ids (text '1' and number 1) would share one file.
             twin = twins.get(cell.digest) or twins.get(cell.id)
             if twin:
@@ -283,7 +286,38 @@ def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
             yield cell
 
 
-def _cell(stage: _Stage, parameters: dict, point: dict, needed: list["_Needed"]) -> Cell:
+@dataclass(frozen=True)
+class _Code:
+    """What a notebook computes: its code without comments, layout and defaults, and the words that occur in it."""
+
+    text: list[str]
+    words: frozenset[str]
+
+
+def _code(notebook: Notebook) -> _Code:
+    parsed = [_parsed(source) for source in notebook.code]
+    # The parameters' values count as they end up.
+    kept = [part for part in parsed if not (notebook.declared and _assigned(part) == list(notebook.declared))]
+    text = [part if isinstance(part, str) else normal(part) for part in kept]
+    return _Code(text, frozenset(word for part in text for word in re.findall(r"\w+", part)))
+
+
+def _parsed(source: str) -> ast.Module | str:
+    try:
+        return ast.parse(source)
+    except SyntaxError:  # a magic command: as it stands
+        return source
+
+
+def _assigned(part: ast.Module | str) -> list[str]:
+    """The names that a cell gives values to, if it does nothing else."""
+    if isinstance(part, str) or not all(isinstance(each, ast.Assign | ast.AnnAssign) for each in part.body):
+        return []
+    targets = (each.target if isinstance(each, ast.AnnAssign) else each.targets[0] for each in part.body)
+    return list(dict.fromkeys(getattr(target, "id", "") for target in targets))
+
+
+def _cell(stage: _Stage, parameters: dict, point: dict, needed: list["_Needed"], code: _Code) -> Cell:
     parameters = {**parameters, **point}
     declared, folder = stage.notebook.declared, stage.notebook.path.parent  # where its kernel starts
     check(parameters, {**declared, **parameters}, declared, folder, stage.where)
@@ -291,7 +325,10 @@ def _cell(stage: _Stage, parameters: dict, point: dict, needed: list["_Needed"])
     if len(name) > _LONGEST_ID:
         raise OnestepError(f"{stage.where}cell id {name[:60]}... has {len(name)} characters; use fewer or shorter axes")
     needs = tuple(cell_id for table in needed for cell_id in table.matching(point, stage.where))
-    everything = [__version__, stage.notebook.code, {**stage.notebook.declared, **parameters}]
+    # Cells along an axis are different runs, whether or not the code makes use of it.
+    values = {**stage.notebook.declared, **parameters}
+    values = {key: value for key, value in values.items() if key in code.words or key in point}
+    everything = [__version__, code.text, values]
     digest = hashlib.sha256(json.dumps(everything, sort_keys=True).encode()).hexdigest()
     return Cell(stage.name, stage.notebook.path, parameters, needs, name, digest, **stage.bounds)
 

@@ -11,10 +11,10 @@ from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, scratch_path, 
 from onestep_bench.grid.locks import is_held
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.grid.schedule import expected
-from onestep_bench.store.artifacts import PROGRESS
+from onestep_bench.store.notes import PROGRESS
 from onestep_bench.units import count, duration
 
-STATES = ("done", "running", "failed", "to do")
+STATES = ("done", "running", "failed", "outdated", "to do")
 
 
 def survey(grid: Grid) -> list[Status]:
@@ -67,7 +67,7 @@ def time_left(statuses: Sequence[Status]) -> float | None:
 
     None if nothing at all is known of one. As many cells are taken to run at once as do now.
     """
-    unfinished = [status for status in statuses if status.state in ("running", "to do")]
+    unfinished = [status for status in statuses if status.state in ("running", "outdated", "to do")]
     known = expected(statuses)
     if any(status.cell.id not in known for status in unfinished) or (not unfinished and not known):
         return None
@@ -110,7 +110,7 @@ def watch(path: Path | str, *, every: float = 5.0, **folders) -> None:
     statuses = survey(grid)
     shown = display(HTML(_html(grid, statuses)), display_id=True)
     try:
-        while any(status.state in ("running", "to do") for status in statuses):
+        while any(status.state in ("running", "outdated", "to do") for status in statuses):
             time.sleep(every)
             statuses = survey(grid)
             shown.update(HTML(_html(grid, statuses)))

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
-from onestep_bench import plugins
 from onestep_bench.denoiser import Denoiser, Native
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.known import plugins
 from onestep_bench.seeds import Draw
 
 

@@ -9,11 +9,19 @@ from onestep_bench import samplers
 from onestep_bench.errors import OnestepError
 from onestep_bench.models.model import Model
 from onestep_bench.seeds import sample_labels, sample_noise
+from onestep_bench.store import origin
 from onestep_bench.training.ranks import device
 
 # Networks are always called with this many images, the last batch padded: the arithmetic of a row depends on the
 # shape of its batch, and a sample must not.
 BATCH = 256
+
+
+def source_of(sampler: str) -> list[str]:
+    """Where the source that makes images with a sampler begins, for `store.memo`."""
+    natives = (f"denoiser:{name}" for name in ("Denoiser", "EDM", "Flow", "DDPM"))
+    begin = "models.sampling:sample_batches", "networks.build:ARCHITECTURES"
+    return [origin(samplers.sampler(sampler)), *begin, *natives]
 
 
 def sample(model: Model, indices: Sequence[int], **asked) -> Tensor:

@@ -23,11 +23,13 @@ from onestep_bench.report.samples import sample_sheet
 from onestep_bench.report.tables import PROTOCOL, drawable, executed_in, read_rows, read_strips, summarise, table
 from onestep_bench.store.files import replacing, write_text
 
+_STATES = ("done", "outdated", "failed", "to do")
+
 
 def render(source: Grid | Path, out: Path | None = None) -> Path:
     """Write results.csv, summary.csv, the figures and report.html into `out`; returns the path of report.html.
 
-    source: a grid, of which only cells that are done in their present form count, or a folder of executed notebooks.
+    source: a grid, or a folder of executed notebooks. Of a grid's cells that are outdated the rows are labelled so.
     out: default the grid's own folder, or the notebooks' folder. With several protocols each has figures of its own,
     named after data set and features. Figures of an earlier rendering that no longer exist are removed.
     """
@@ -37,8 +39,11 @@ def render(source: Grid | Path, out: Path | None = None) -> Path:
         notebooks = sorted(executed_path(status.cell, folder) for status in statuses if status.state == "done")
     else:
         notebooks = executed_in(folder)
+    # One that failed when it was run again is outdated too.
+    old = [executed_path(status.cell, folder) for status in statuses if status.state in ("outdated", "failed")]
+    outdated = sorted(filter(Path.exists, old))
     out = out or (source.out if isinstance(source, Grid) else folder)
-    rows, strips = read_rows(notebooks), read_strips(notebooks)
+    rows, strips = read_rows(notebooks, outdated), read_strips(notebooks, outdated)
     write_text(out / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
     write_text(out / "summary.csv", summarise(rows).to_csv(index=False, lineterminator="\n"))
     sections, sheets = _draw_sections(rows, out), _draw_sheets(strips, out)
@@ -52,11 +57,12 @@ def render(source: Grid | Path, out: Path | None = None) -> Path:
         sections=sections,
         sheets=sheets,
         cells=[_cell_line(status, folder, out) for status in statuses],
-        counts={state: sum(status.state == state for status in statuses) for state in ("done", "failed", "to do")},
-        outside=len(executed_in(folder)) - len(notebooks),
+        counts={state: sum(status.state == state for status in statuses) for state in _STATES},
+        outside=len(executed_in(folder)) - len(notebooks) - len(outdated),
         notes=_notes(rows),
         rows=len(rows),
-        notebooks=len(notebooks),
+        notebooks=len(notebooks) + len(outdated),
+        outdated=len(outdated),
         device=sorted(set(rows["device"].astype(str))),
         versions=sorted(set(rows["versions"].astype(str))),
         version=__version__,
@@ -173,8 +179,8 @@ def _notes(rows: pd.DataFrame) -> list[str]:
 
 
 def _cell_line(status: Status, folder: Path, out: Path) -> dict:
-    paths = {"done": executed_path(status.cell, folder), "failed": failed_path(status.cell, folder)}
-    path = paths.get(status.state)
+    executed, failed = executed_path(status.cell, folder), failed_path(status.cell, folder)
+    path = {"done": executed, "outdated": executed, "failed": failed}.get(status.state)
     return {
         "id": status.cell.id,
         "state": "missing" if status.state == "to do" else status.state,

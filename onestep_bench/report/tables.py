@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +14,7 @@ from onestep_bench.scoring.rows import FIELDS, LATER, MEASURED, QUALITIES, bundl
 
 _ORDER = ["dataset", "label", "size", "train_seed", "sampler", "steps", "seed", "protocol", "weights", "model"]
 _SAME_SCORE = ["model", "sampler", "steps", "seed", "weights", "protocol"]
+_SAME_STRIP = ["dataset", "label", "size", "steps"]
 PROTOCOL = ["dataset", "protocol"]
 # Two budgets or two network shapes under one label are two points, never one mean.
 _GROUP = ["dataset", "protocol", "features", "label", "size", "sampler", "steps", "weights", "params", "kimg"]
@@ -27,12 +28,13 @@ _NUMBERS = ["train_seed", "steps", "nfe", "seed", "fid", *QUALITIES, "params", "
 # ---- reading ---------------------------------------------------------------------------------------------------------
 
 
-def read_rows(notebooks: Path | Iterable[Path]) -> pd.DataFrame:
+def read_rows(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -> pd.DataFrame:
     """Every score row in a folder of executed notebooks, or in the notebooks given: columns and order are fixed.
 
     A score that two notebooks recorded (both used one model) appears once. Older rows may lack `rows.LATER`: nothing
     stands in their place. Metrics beyond `rows.FIELDS` follow as columns of their own, and which is better of each is
-    in `attrs["metrics"]`. Raises OnestepError for rows whose other keys are not those of `rows.FIELDS`, and for two
+    in `attrs["metrics"]`. outdated: notebooks that are to be executed again; what only they know is labelled so.
+    Raises OnestepError for rows whose other keys are not those of `rows.FIELDS`, and for two
     notebooks that disagree about the score of one model.
     """
     found: dict[tuple, tuple[dict, Path]] = {}
@@ -53,6 +55,14 @@ def read_rows(notebooks: Path | Iterable[Path]) -> pd.DataFrame:
                     f"{owner.name} and {path.name} score one model ({row['label']}, {row['steps']} steps) differently: "
                     f"{first['fid']} and {row['fid']}; delete the older one and run again"
                 )
+    for path, bundle in _bundles(outdated):
+        own = bundle.get("metrics", {})
+        for row in bundle["rows"]:
+            row = dict.fromkeys(LATER) | row
+            if row.keys() == FIELDS.keys() | own.keys():
+                row = {key: _plain(key, row[key]) for key in [*FIELDS, *own]} | {"label": _outdated(row["label"])}
+                found.setdefault(tuple(row[key] for key in _SAME_SCORE), (row, path))
+                further |= own
     rows = pd.DataFrame([row for row, _ in found.values()], columns=[*FIELDS, *further])
     # A column in which nothing was measured holds None: make it one of numbers.
     rows = rows.assign(**{name: pd.to_numeric(rows[name]) for name in [*_NUMBERS, *further]})
@@ -61,22 +71,31 @@ def read_rows(notebooks: Path | Iterable[Path]) -> pd.DataFrame:
     return rows
 
 
-def read_strips(notebooks: Path | Iterable[Path]) -> list[dict]:
+def read_strips(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -> list[dict]:
     """Every sample strip in a folder of executed notebooks, or in the notebooks given, each with its `dataset`.
 
-    One strip per (dataset, label, size, steps): that of the lowest training seed.
+    One strip per (dataset, label, size, steps): that of the lowest training seed. outdated: as for `read_rows`.
     """
-    strips = [
-        {**strip, "dataset": bundle["rows"][0]["dataset"] if bundle["rows"] else ""}
-        for _, bundle in _bundles(notebooks)
-        for strip in bundle["strips"]
-    ]
+    strips = list(_strips(notebooks))
+    current = {tuple(map(strip.get, _SAME_STRIP)) for strip in strips}
+    old = (strip for strip in _strips(outdated) if tuple(map(strip.get, _SAME_STRIP)) not in current)
+    strips += [strip | {"label": _outdated(strip["label"])} for strip in old]
     # A model from elsewhere has no training seed.
     strips.sort(key=lambda strip: (strip["train_seed"] or 0, str(strip["sampler"])))
     first: dict[tuple, dict] = {}
     for strip in strips:
-        first.setdefault(tuple(strip[key] for key in ("dataset", "label", "size", "steps")), strip)
+        first.setdefault(tuple(strip[key] for key in _SAME_STRIP), strip)
     return sorted(first.values(), key=strip_order)
+
+
+def _strips(notebooks: Path | Iterable[Path]) -> Iterator[dict]:
+    for _, bundle in _bundles(notebooks):
+        dataset = bundle["rows"][0]["dataset"] if bundle["rows"] else ""
+        yield from ({**strip, "dataset": dataset} for strip in bundle["strips"])
+
+
+def _outdated(label: str) -> str:
+    return f"{label} (outdated)"
 
 
 def _bundles(notebooks: Path | Iterable[Path]) -> Iterable[tuple[Path, dict]]:

@@ -49,19 +49,22 @@ def evaluate(
     seeds: Sequence[int] = (0, 1, 2),
     samples: int | None = None,
     features: str = "auto",
+    fresh: bool = False,
 ) -> dict:
     """Score a model at each number of steps and sampling seed, with what it costs.
 
     data: the reference; of a data set it is the training split, as is usual in the field. label: what plots call the
     model. samples: how many images to score, by default as many as the reference has. features: a name of
-    `references.names()`, or auto (see `references.judge`). A killed run keeps the seeds that were done.
+    `references.names()`, or auto (see `references.judge`). fresh: as `store.memo` takes it. A killed run keeps the
+    seeds that were done.
     Returns a score bundle (see `rows.bundle`) for `record`.
     """
     if not seeds or not steps:
         raise OnestepError("evaluate needs at least one sampling seed and one number of steps")
     samples = _enough(samples, data)
     _same_shape(model.name, model.shape, data)
-    extractor = references.judge(features, data)
+    extractor = references.judge(features, data, fresh=fresh)
+    source = ["scoring.evaluation:_score_seed", *references.source_of(extractor), *sampling.source_of(sampler)]
     rows, strips = [], []
     for count in steps:
         recipe = {
@@ -81,7 +84,7 @@ def evaluate(
 
         def make(folder: Path, count=count) -> dict:
             clock = cost.Stopwatch()
-            reference = references.reference(extractor, data)
+            reference = references.reference(extractor, data, fresh=fresh)
             files = {seed: folder / f"seed-{seed}.json" for seed in seeds}
             # Not those a killed run has done; what there is, rank 0 says, as it is writing them.
             todo = ranks.shared([seed for seed, file in files.items() if not file.exists()])
@@ -98,7 +101,7 @@ def evaluate(
                     file.unlink()
             return together.spent(0.0, clock.seconds)
 
-        artifact = together.memo("scores", recipe, [model.artifact], make)
+        artifact = together.memo("scores", recipe, [model.artifact], make, source=source, fresh=fresh)
         scored = json.loads((artifact.folder / "scores.json").read_text())
         common = _judged_by(data, extractor, samples) | _model_fields(model, label) | scored["measured"]
         common |= {"sampler": sampler, "steps": count, "nfe": scored["nfe"]}

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import torch
 
-from onestep_bench import plugins
 from onestep_bench.errors import OnestepError
+from onestep_bench.known import plugins
 from onestep_bench.scoring import metrics
 from onestep_bench.scoring.judging import Judged
 from onestep_bench.scoring.rows import QUALITIES

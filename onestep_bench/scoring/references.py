@@ -57,17 +57,23 @@ class Statistics:
         return _readable(file_digest, self.path)[:16]
 
 
-def judge(name: str, against: Dataset | Statistics) -> FeatureExtractor:
+def source_of(extractor: FeatureExtractor) -> list[str]:
+    """Where the source of what a judge finds begins, for `store.memo`."""
+    made = judges.maker(extractor.name) or classifier.judge
+    return [store.origin(made), "scoring.judges:FeatureExtractor", "scoring.judging:judged"]
+
+
+def judge(name: str, against: Dataset | Statistics, *, fresh: bool = False) -> FeatureExtractor:
     """The judge of that name on `device()`. `classifier` is trained on `against`, or found in the store.
 
     `auto` is the judge that fits `against` and needs no download: that of the digits, else `classifier` where there are
-    labels, else `random-features`.
+    labels, else `random-features`. fresh: as `store.memo` takes it.
     Raises OnestepError for an unknown name, damaged or missing weights, and a classifier without labelled images.
     """
     name = _fitting(against) if name == "auto" else name
     if name not in names():
         raise OnestepError(f"unknown feature extractor {name!r}{near_miss(name, names())}")
-    return _classifier(against) if name == "classifier" else judges.load_extractor(name, device())
+    return _classifier(against, fresh) if name == "classifier" else judges.load_extractor(name, device())
 
 
 def _fitting(against: Dataset | Statistics) -> str:
@@ -84,7 +90,7 @@ def _fitting(against: Dataset | Statistics) -> str:
     )
 
 
-def _classifier(data: Dataset | Statistics) -> FeatureExtractor:
+def _classifier(data: Dataset | Statistics, fresh: bool) -> FeatureExtractor:
     if not isinstance(data, Dataset) or data.labels is None:
         raise OnestepError(f"the 'classifier' judge learns from labelled images, and {data.name} has no labels here")
     recipe = {
@@ -104,7 +110,8 @@ def _classifier(data: Dataset | Statistics) -> FeatureExtractor:
             checkpoint.unlink(missing_ok=True)
         return together.spent(last.kimg, last.seconds)
 
-    path = together.memo("judge", recipe, [], make).folder / "classifier.safetensors"
+    source = [store.origin(classifier.train)]
+    path = together.memo("judge", recipe, [], make, source=source, fresh=fresh).folder / "classifier.safetensors"
     state = load_file(path)
     accuracy = state.pop("accuracy").item()
     network = classifier.Classifier(data.channels, data.num_classes)
@@ -119,8 +126,10 @@ def _classifier(data: Dataset | Statistics) -> FeatureExtractor:
     )
 
 
-def reference(extractor: FeatureExtractor, against: Dataset | Statistics) -> Judged:
+def reference(extractor: FeatureExtractor, against: Dataset | Statistics, *, fresh: bool = False) -> Judged:
     """What the judge makes of the reference. That of images is kept in the store by the hashes of both.
+
+    fresh: as `store.memo` takes it.
 
     Raises OnestepError for statistics that are damaged or of another width.
     """
@@ -135,7 +144,8 @@ def reference(extractor: FeatureExtractor, against: Dataset | Statistics) -> Jud
         judging.save(found, folder / "reference.safetensors")
         return {"kimg": 0.0, "seconds": clock.seconds, "device": device_name()}
 
-    return judging.load(store.memo("reference", recipe, [], make).folder / "reference.safetensors")
+    artifact = store.memo("reference", recipe, [], make, source=source_of(extractor), fresh=fresh)
+    return judging.load(artifact.folder / "reference.safetensors")
 
 
 def protocol(extractor: FeatureExtractor, samples: int, against: Dataset | Statistics) -> str:

@@ -10,8 +10,20 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "artifacts": ["Artifact", "CELLS", "damaged_files", "key_of", "locked", "memo", "META", "root", "used_by"],
+        "artifacts": [
+            "accept",
+            "Artifact",
+            "CELLS",
+            "damaged_files",
+            "key_of",
+            "locked",
+            "memo",
+            "META",
+            "root",
+            "used_by",
+        ],
         "downloads": ["fetch"],
+        "provenance": ["origin"],
         "files": ["file_digest", "replacing", "write_json", "write_text"],
     },
 )

@@ -19,13 +19,14 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 from onestep_bench.errors import OnestepError
+from onestep_bench.store import provenance
 from onestep_bench.store.files import file_digest, write_json
+from onestep_bench.store.notes import SCRATCH, note
 
 META = "artifact.json"
 CELLS = ".cells"  # folder of which cell used what
-# In a grid's cell: its folder for what is not whole, and in there the key of an artifact it would have to wait for.
-SCRATCH, WAITING = "ONESTEP_SCRATCH", "waiting"
-PROGRESS = "progress.json"  # in there too: how far inside itself the cell is
+WAITING = "waiting"  # in a cell's scratch folder: the key of an artifact it would have to wait for
+FRESH = "ONESTEP_FRESH"  # if set, what other source made is made again
 _PATIENCE = 10.0  # seconds that a cell waits for another process; less than it takes to begin again
 
 
@@ -42,7 +43,10 @@ class Artifact:
 
     @cached_property
     def meta(self) -> dict:
-        """recipe, parents (keys), cost {kimg, seconds, device}, files {name: sha256}."""
+        """recipe, parents (keys), cost {kimg, seconds, device}, files {name: sha256}.
+
+        Since they are recorded also source {entries, definitions}, see `provenance`, and inherited {parent: `content`}.
+        """
         try:
             return json.loads((self.folder / META).read_text())
         except (OSError, ValueError) as error:
@@ -57,6 +61,20 @@ class Artifact:
     def recipe(self) -> dict:
         """What was asked for, with every default written out."""
         return self.meta["recipe"]
+
+    @property
+    def content(self) -> str:
+        """Digest of the files. Those in JSON tell of it (a log has seconds), and count where there are no others."""
+        files = self.meta["files"]
+        data = {name: digest for name, digest in files.items() if not name.endswith(".json")} or files
+        return hashlib.sha256(json.dumps(data, sort_keys=True).encode()).hexdigest()[:16]
+
+    def outdated(self) -> str:
+        """Why it is not what a run would make now, in words: other source, or a parent made again; '' if it is.
+
+        What was made before these were recorded is taken as it is.
+        """
+        return _outdated(self.meta)
 
     def lineage(self) -> list["Artifact"]:
         """This artifact and all it was made from, each once."""
@@ -101,30 +119,120 @@ def _note_use(folder: Path) -> None:
         file.write(f"{folder.name}\n")
 
 
-def memo(kind: str, recipe: dict, parents: Iterable[Artifact], make: Callable[[Path], dict]) -> Artifact:
+def memo(
+    kind: str,
+    recipe: dict,
+    parents: Iterable[Artifact],
+    make: Callable[[Path], dict],
+    *,
+    source: Iterable[str] = (),
+    fresh: bool = False,
+) -> Artifact:
     """The artifact of `recipe`, made by `make(folder)` if it is not there yet.
 
     kind: 'model', 'pairs', 'scores'; recipe: JSON-able, everything the result depends on besides its parents.
     make: writes files into the folder (which may hold those of a killed run) and returns the cost,
     {kimg, seconds, device}. A damaged artifact is set aside with a warning and made again.
+    source: where the code that makes it begins, entries of `provenance.source_of`. fresh, or ONESTEP_FRESH in the
+    environment: make again what other source made, or from parents that were made again since; what is current is
+    found. Without it such an artifact is refused with an OnestepError.
     """
-    parents = list(parents)
+    parents, entries = list(parents), list(source)
     folder = root() / key_of(kind, recipe, (parent.key for parent in parents))
     with _our_turn(folder):
         _note_use(folder)
-        if folder.exists() and _whole(folder):
+        fresh = fresh or bool(os.environ.get(FRESH))
+        if folder.exists() and _whole(folder) and _current(folder, fresh):
             os.utime(folder / META)  # the time of its last use
-            return Artifact(folder)
+            return _noted(Artifact(folder))
         partial = folder.with_name(folder.name + ".partial")
+        made_by = _made_by(entries, parents)
+        if not any(path.name != META for path in partial.glob("[!.]*")) or not _current(partial, fresh):
+            shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True, exist_ok=True)
+        # A checkpoint of older source is refused too.
+        write_json(partial / META, {"recipe": recipe, **made_by})
         cost = make(partial)
         for torn in partial.glob(".*"):  # temporary files that a kill kept from their names
             torn.unlink()
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir()) if path.name != META}
         meta = {"recipe": recipe, "parents": [parent.key for parent in parents], "cost": cost, "files": files}
-        write_json(partial / META, meta)
-        os.replace(partial, folder)
-        return Artifact(folder)
+        write_json(partial / META, meta | made_by)
+        _replace(folder, partial)
+        return _noted(Artifact(folder))
+
+
+def _noted(artifact: Artifact) -> Artifact:
+    note(artifact=str(artifact.folder.absolute()), content=artifact.content)
+    return artifact
+
+
+def _made_by(entries: list[str], parents: Iterable[Artifact]) -> dict:
+    """What a record says of the source and of the parents as they are now."""
+    source = {"entries": entries, "definitions": provenance.source_of(entries)}
+    return {"source": source, "inherited": {parent.key: parent.content for parent in parents}}
+
+
+def _outdated(meta: dict) -> str:
+    names = provenance.changed(meta.get("source", {}).get("definitions", {}))
+    if names:
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        version = f" and the version of {method} did not" if (method := meta["recipe"].get("method")) else ""
+        return f"{', '.join(names[:3])}{more} changed since it was made{version}"
+    for parent, content in meta.get("inherited", {}).items():
+        if (folder := root() / parent).is_dir() and Artifact(folder).content != content:
+            return f"{parent}, which it was made from, was made again since"
+    return ""
+
+
+def _current(folder: Path, fresh: bool) -> bool:
+    """Whether what lies in the folder may be used as it is; if not, and nobody asked for it afresh, OnestepError."""
+    try:
+        meta = json.loads((folder / META).read_text())
+    except (OSError, ValueError):  # a killed run's from before this was recorded
+        return not fresh
+    why = _outdated(meta)
+    if fresh:
+        return not why and "source" in meta
+    if not why:
+        return True
+    key, half = folder.name.removesuffix(".partial"), " (half made)" * (folder.suffix == ".partial")
+    version = "raise the version, or " * ("the version of" in why)
+    raise OnestepError(
+        f"{key}{half}: {why}; {version}make it again (fresh=True, or `onestep-bench run --fresh STAGE`), "
+        f"or keep it as it would be made now (`onestep-bench store accept {key}`)"
+    )
+
+
+def accept(key: str) -> bool:
+    """Take an artifact, or what a killed run left of it, for one of the present source and parents; remembered.
+
+    Whether there was anything to accept.
+    """
+    folder = root() / key
+    with locked(folder):
+        accepted = False
+        for place in (folder, folder.with_name(f"{key}.partial")):
+            try:
+                meta = json.loads((place / META).read_text())
+            except (OSError, ValueError):
+                continue
+            if not _outdated(meta):
+                continue
+            parents = [Artifact(root() / parent) for parent in meta["inherited"] if (root() / parent).is_dir()]
+            write_json(place / META, meta | _made_by(meta["source"]["entries"], parents))
+            accepted = True
+    return accepted
+
+
+def _replace(folder: Path, partial: Path) -> None:
+    """Give what is whole its name; what had it until now goes."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.replace(folder, old)
+    os.replace(partial, folder)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -52,6 +52,30 @@ def write_json(path: Path | str, value: object) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def data_state(path: Path) -> dict:
+    """{size, mtime} of a file, or of all files below a folder: what tells at a glance that nothing changed."""
+    stats = [file.stat() for file in _files(path)]
+    return {"size": sum(stat.st_size for stat in stats), "mtime": max((stat.st_mtime_ns for stat in stats), default=0)}
+
+
+def data_digest(path: Path) -> str:
+    """SHA-256 of a file, or of the names and contents of all files below a folder."""
+    if path.is_file():
+        return file_digest(path)
+    named = [f"{file.relative_to(path)} {file_digest(file)}" for file in _files(path)]
+    return hashlib.sha256("\n".join(named).encode()).hexdigest()
+
+
+def same_data(path: Path, recorded: dict) -> bool:
+    """Whether they are as `recorded`: {size, mtime, sha256}. Read only if size or time differ."""
+    state = data_state(path)
+    return all(recorded[key] == state[key] for key in state) or recorded["sha256"] == data_digest(path)
+
+
+def _files(path: Path) -> list[Path]:
+    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+
+
 def file_digest(path: Path | str) -> str:
     """SHA-256 of a file's bytes, hexadecimal."""
     with open(path, "rb") as file:

@@ -12,13 +12,18 @@ from tqdm import std
 from tqdm.auto import tqdm
 
 from onestep_bench import store
-from onestep_bench.store.artifacts import PROGRESS, SCRATCH
+from onestep_bench.store.notes import PROGRESS, SCRATCH
 from onestep_bench.training import ranks
 from onestep_bench.training.ranks import device_name
 
 
-def memo(kind: str, recipe: dict, parents: Iterable[store.Artifact], make: Callable[[Path], dict]) -> store.Artifact:
-    """`store.memo`, by all ranks together: rank 0 asks the store, and if `make` is needed all of them call it."""
+def memo(
+    kind: str, recipe: dict, parents: Iterable[store.Artifact], make: Callable[[Path], dict], **made
+) -> store.Artifact:
+    """`store.memo`, by all ranks together: rank 0 asks the store, and if `make` is needed all of them call it.
+
+    made: `source` and `fresh`, as `store.memo` takes them.
+    """
 
     def make_together(folder: Path) -> dict:
         ranks.shared(folder)
@@ -27,7 +32,7 @@ def memo(kind: str, recipe: dict, parents: Iterable[store.Artifact], make: Calla
     parents = list(parents)
     with ranks.bound():
         if ranks.leads():
-            artifact = store.memo(kind, recipe, parents, make_together)
+            artifact = store.memo(kind, recipe, parents, make_together, **made)
             ranks.shared(None)
             return artifact
         while folder := ranks.shared(None):

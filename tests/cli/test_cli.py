@@ -13,8 +13,9 @@ from onestep_bench import __version__
 from onestep_bench.cli import main
 from onestep_bench.grid.cells import RUNNING, STAMP, Status, executed_path, failed_path, scratch_path, status_of
 from onestep_bench.grid.plan import read_grid
-from onestep_bench.store.artifacts import PROGRESS, memo
+from onestep_bench.store.artifacts import memo
 from onestep_bench.store.files import write_json, write_text
+from onestep_bench.store.notes import PROGRESS
 
 
 @pytest.fixture
@@ -103,9 +104,9 @@ def test_status_counts_and_adds_up_seconds(path, capsys):
     mark(path, 1, "ValueError: no luck")
     assert main(["status", path]) == 0
     lines = capsys.readouterr().out.splitlines()
-    assert lines[1].split() == ["a", "1", "0", "0", "0", "2.0"]
-    assert lines[2].split() == ["b", "0", "0", "1", "1", "2.0"]
-    assert lines[3].split() == ["all", "1", "0", "1", "1", "4.0"]
+    assert lines[1].split() == ["a", "1", "0", "0", "0", "0", "2.0"]
+    assert lines[2].split() == ["b", "0", "0", "1", "0", "1", "2.0"]
+    assert lines[3].split() == ["all", "1", "0", "1", "0", "1", "4.0"]
     assert lines[4].startswith("failed: b-seed=1: ValueError: no luck; see ")
     assert lines[4].endswith("b-seed=1.failed.ipynb")
 
@@ -134,13 +135,13 @@ def test_status_knows_what_runs_from_the_files_alone(path, capsys):
         assert main(["status", path]) == 0
         inside_lines = capsys.readouterr().out.splitlines()
         holder.kill()
-    assert lines[2].split()[:5] == ["b", "0", "1", "0", "1"]
+    assert lines[2].split()[:6] == ["b", "0", "1", "0", "0", "1"]
     assert re.fullmatch(r"running: b-seed=1, for \d+(\.\d)? s", lines[4])
     assert re.fullmatch(r"running: b-seed=1, for \d+(\.\d)? s: gdd 12\.3k of 32k img, 1 h 0 min left", inside_lines[4])
     # What is left of one and the whole of another, at 2 s each.
     assert re.fullmatch(r"1 running, about [23]\.\d s left", lines[5])
     assert main(["status", path]) == 0  # its record lies there still
-    assert capsys.readouterr().out.splitlines()[2].split()[:5] == ["b", "0", "0", "0", "2"]
+    assert capsys.readouterr().out.splitlines()[2].split()[:6] == ["b", "0", "0", "0", "0", "2"]
 
 
 def test_report_renders_what_is_there_and_names_the_rest(path, tmp_path, capsys):

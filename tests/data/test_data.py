@@ -23,6 +23,8 @@ from onestep_bench.data.loading import load
 from onestep_bench.data.pixels import to_uint8, to_unit
 from onestep_bench.errors import OnestepError
 from onestep_bench.store import downloads
+from onestep_bench.store.files import same_data
+from onestep_bench.store.notes import noted
 
 
 @pytest.fixture(autouse=True)
@@ -216,6 +218,21 @@ def test_dataset_json_is_believed_before_sub_folders(tmp_path):
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
         found = load(str(tmp_path)).labels
         assert (found if found is None else found.tolist()) == expected
+
+
+def test_a_grids_cell_notes_the_file_that_it_read(tmp_path, monkeypatch):
+    (tmp_path / "scratch").mkdir()
+    monkeypatch.setenv("ONESTEP_SCRATCH", str(tmp_path / "scratch"))
+    monkeypatch.setenv("ONESTEP_DATA", str(tmp_path))
+    write_zip(tmp_path / "set.zip", {"a.png": png(pixels(1)[0])})
+    load("set.zip")
+    load("set.zip")
+    load("digits")  # ships with scikit-learn
+    (note,) = noted(tmp_path / "scratch")
+    assert note["data"] == str(tmp_path / "set.zip")
+    assert same_data(tmp_path / "set.zip", note)
+    write_zip(tmp_path / "set.zip", {"a.png": png(pixels(1)[0]), "b.png": png(pixels(2)[1])})
+    assert not same_data(tmp_path / "set.zip", note)
 
 
 def test_zip_is_found_under_the_environment_folder(tmp_path, monkeypatch):

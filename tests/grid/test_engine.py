@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -18,6 +19,8 @@ from distributed import Client, get_worker
 from filelock import FileLock
 from tiny import executed, grid_file, notebook, recording, row
 
+from onestep_bench import store
+from onestep_bench.cli import main
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import clusters, engine, execution, progress
 from onestep_bench.grid.cells import Cell, Grid, Status, executed_path, failed_path, read_stamp, scratch_path
@@ -25,8 +28,8 @@ from onestep_bench.grid.engine import run, run_cells
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.report import read_rows
 from onestep_bench.report.page import render
-from onestep_bench.store.artifacts import PROGRESS
 from onestep_bench.store.files import write_json
+from onestep_bench.store.notes import PROGRESS
 
 HERE = "import os, pathlib\nassert pathlib.Path.cwd().name == 'notebooks'\nprint(os.environ.get('ONESTEP_STORE'))"
 
@@ -288,6 +291,33 @@ def test_a_users_mistake_in_a_notebook_is_one_line_and_one_try(tmp_path, capsys)
     assert "again" not in capsys.readouterr().out
     shown = json.loads(failed_path(status.cell, grid.executed).read_text())["cells"][-1]["outputs"][0]["traceback"]
     assert shown == ["OnestepError: no size 9M; known: 1M"]
+
+
+def test_a_cell_of_other_source_is_refused_and_made_again_afresh(tmp_path, store_folder, capsys):
+    making = (
+        "from onestep_bench import store\n"
+        "def make(folder):\n"
+        "    store.write_json(folder / 'text', seed)\n"
+        "    return {'kimg': 0, 'seconds': 0, 'device': 'none'}\n"
+        "store.memo('model', {'method': 'edm'}, [], make, source=['networks.sizes:size_config']).key"
+    )
+    notebook(tmp_path / "notebooks" / "model.ipynb", "seed = 0", making)
+    path = grid_file(tmp_path, "name: tiny\nstages:\n  model: {notebook: model.ipynb}\n")
+    assert main(["run", str(path), "--workers", "1"]) == 0
+    (key,) = (folder.name for folder in store_folder.iterdir() if folder.suffix == "" and folder.name[0] != ".")
+    record = store_folder / key / store.META
+    record.write_text(
+        re.sub(r'"networks.sizes:size_config": "\w+"', '"networks.sizes:size_config": "0"', record.read_text())
+    )
+
+    assert main(["plan", str(path)]) == 0
+    changed = f"{key}: networks.sizes:size_config changed since it was made and the version of edm did not"
+    assert f"outdated: model: {changed}" in capsys.readouterr().out
+    assert main(["run", str(path), "--workers", "1"]) == 1
+    assert f"OnestepError: {changed}; raise the version, or make it again" in capsys.readouterr().out
+    assert main(["run", str(path), "--fresh", "modle"]) == 2
+    assert main(["run", str(path), "--workers", "1", "--fresh", "model"]) == 0
+    assert [status.state for status in progress.survey(read_grid(path))] == ["done"]
 
 
 def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):

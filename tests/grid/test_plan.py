@@ -1,3 +1,4 @@
+import os
 import re
 import subprocess
 import sys
@@ -7,10 +8,12 @@ from pathlib import Path
 import pytest
 from tiny import executed, grid_file, notebook
 
-from onestep_bench.catalogue import known
+from onestep_bench import store
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid.cells import STAMP, Cell, Status, executed_path, failed_path, status_of
 from onestep_bench.grid.plan import read_grid
+from onestep_bench.known.catalogue import known
+from onestep_bench.store.files import data_digest, data_state, write_json
 
 PARAMETERS = """
 # papermill injects after this cell
@@ -267,8 +270,54 @@ def test_the_digest_follows_code_and_parameters_but_not_prose_or_outputs(house):
     assert one(house, "{notebook: slimflow.ipynb, parameters: {size: 0.8M}}").digest != digest
     path.write_text(path.read_text().replace("# slimflow", "# SlimFlow, explained"))
     assert one(house, "{notebook: slimflow.ipynb}").digest == digest
-    path.write_text(path.read_text().replace("print(size)", "print(size, seed)"))
+    for old, new in (("print(size)", "# why\\nprint( size )"), ("seed = 0", "seed = 1  # not used")):
+        path.write_text(path.read_text().replace(old, new))
+        assert one(house, "{notebook: slimflow.ipynb}").digest == digest
+    assert one(house, "{notebook: slimflow.ipynb, parameters: {seed: 5}}").digest == digest
+    assert one(house, "{notebook: slimflow.ipynb, over: {seed: [0]}}").digest != digest  # an axis says it matters
+    path.write_text(path.read_text().replace("print( size )", "print(size, seed)"))
     assert one(house, "{notebook: slimflow.ipynb}").digest != digest
+
+
+def test_a_cell_of_magic_counts_as_it_stands(house):
+    path = house / "notebooks" / "slimflow.ipynb"
+    digests = []
+    for code in ("%matplotlib inline", "%matplotlib inline\nprint(seed)"):
+        notebook(path, "size = '0.2M'\nseed = 0", code)
+        digests.append(one(house, "{notebook: slimflow.ipynb}").digest)
+        digests.append(one(house, "{notebook: slimflow.ipynb, parameters: {seed: 1}}").digest)
+    assert len(set(digests)) == 3
+
+
+def test_a_cell_whose_data_or_artifacts_moved_on_is_outdated(house, store_folder):
+    cell, folder = one(house, "{notebook: teacher.ipynb}"), house / "reports"
+    zipped = house / "images.zip"
+    zipped.write_text("images")
+
+    def make(folder):
+        write_json(folder / "text", "made")
+        return {"kimg": 0, "seconds": 0, "device": "none"}
+
+    artifact = store.memo("model", {"a": 1}, [], make, source=["networks.sizes:size_config"])
+    data = {"data": str(zipped), **data_state(zipped), "sha256": data_digest(zipped)}
+    used = [data, {"artifact": str(artifact.folder), "content": artifact.content}]
+    put(executed_path(cell, folder), {"digest": cell.digest, "seconds": 2.5, "why": "", "used": used})
+    assert status_of(cell, folder).state == "done"
+    os.utime(zipped, (1, 1))
+    assert status_of(cell, folder).state == "done"  # the content counts
+    zipped.write_text("imagos")
+    assert status_of(cell, folder) == Status(cell, "outdated", 2.5, f"its data {zipped} have other content")
+    zipped.unlink()
+    assert status_of(cell, folder) == Status(cell, "outdated", 2.5, f"its data {zipped} are gone")
+    zipped.write_text("images")
+    record = artifact.folder / store.META
+    kept = record.read_text()
+    record.write_text(re.sub(r'"networks.sizes:size_config": "\w+"', '"networks.sizes:size_config": "0"', kept))
+    assert f"{artifact.key}: networks.sizes:size_config changed since" in status_of(cell, folder).why
+    record.write_text(kept.replace(artifact.meta["files"]["text"], "0"))
+    assert status_of(cell, folder).why == f"{artifact.key} was made again since"
+    record.unlink()
+    assert status_of(cell, folder).state == "done"  # where the store was cleared, the notebook is the record
 
 
 def test_how_a_cell_runs_is_no_part_of_its_digest(house):
@@ -286,7 +335,9 @@ def test_status_counts_only_a_notebook_of_the_same_digest(house):
     assert status_of(cell, folder) == Status(cell, "to do")
     stamp = {"digest": cell.digest, "seconds": 2.5, "why": ""}
     put(executed_path(cell, folder), {**stamp, "digest": "older"})
-    assert status_of(cell, folder).state == "to do"
+    assert status_of(cell, folder) == Status(cell, "outdated", 2.5, "the code of teacher.ipynb changed since")
+    put(executed_path(cell, folder), {**stamp, "digest": "older", "parameters": {"seed": 7}})
+    assert status_of(cell, folder) == Status(cell, "outdated", 2.5, "its parameters changed since")
     put(failed_path(cell, folder), {**stamp, "why": "ValueError: x"})
     assert status_of(cell, folder) == Status(cell, "failed", 2.5, "ValueError: x")
     put(executed_path(cell, folder), stamp)

@@ -70,5 +70,5 @@ def test_watching_refreshes_until_nothing_is_left(tmp_path, monkeypatch):
     assert len(shown) == 3
     assert "A &lt;b&gt;" in shown[0]
     for html, done, to_do in zip(shown, "012", "210", strict=True):
-        assert f"<td>all</td><td>{done}</td><td>0</td><td>0</td><td>{to_do}</td>" in html
+        assert f"<td>all</td><td>{done}</td><td>0</td><td>0</td><td>0</td><td>{to_do}</td>" in html
     assert "about 2.0 s left" in shown[1]

@@ -274,14 +274,22 @@ def test_the_page_of_a_half_finished_grid_says_what_is_missing(tmp_path):
     done, failed, _ = grid.cells
     finish(executed_path(done, grid.executed), done.digest, scores())
     finish(failed_path(failed, grid.executed), failed.digest, [], "ValueError: <no luck>")
-    finish(executed_path(grid.cells[2], grid.executed), "older", [row(fid=7777.0)])
+    old = [row(fid=7777.0, size="0.8M", model="m1"), scores()[0] | {"fid": 8888.0}]
+    finish(executed_path(grid.cells[2], grid.executed), "older", old)
+    executed(grid.executed / "nobodys.ipynb", [row(fid=9999.0)])
     page = report.render(grid).read_text()
-    assert "1 failed and 1 missing of 3 cells" in page
+    assert "1 failed and 0 missing of 3 cells" in page
     assert 'href="notebooks/model-seed%3D0.ipynb"' in page
+    assert "1 cell is outdated" in page
+    assert '<td class="outdated">outdated</td>' in page
+    assert "the code of model.ipynb changed since" in page
+    assert "SlimFlow (outdated)" in page
+    assert ">7777<" in page
+    assert ">8888<" not in page  # of the same score, that of the cell which is done
+    assert "1 executed notebook in the folder belongs to" in page
+    assert "9999" not in page
     assert 'href="notebooks/model-seed%3D1.failed.ipynb"' in page
     assert "ValueError: &lt;no luck&gt;" in page
-    assert "1 executed notebook in the folder belongs to" in page
-    assert "7777" not in page
     assert ">23.5<" in page  # the mean over three seeds
     assert row()["protocol"] in page
     assert row()["device"] in page

@@ -114,7 +114,8 @@ def test_a_run_killed_at_its_very_end_leaves_nothing_that_looks_damaged(monkeypa
 
     def record_and_die(path, value):
         write_json(path, value)
-        raise KeyboardInterrupt
+        if "files" in value:
+            raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
         patch.setattr(artifacts, "write_json", record_and_die)

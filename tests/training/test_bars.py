@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from onestep_bench.store.artifacts import PROGRESS, SCRATCH
+from onestep_bench.store.notes import PROGRESS, SCRATCH
 from onestep_bench.training import together
 
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 import torch
 
-from onestep_bench import plugins
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.known import plugins
 
 Network = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
 
@@ -109,6 +109,11 @@ def names() -> list[str]:
     """The registered extractors."""
     _import_all()
     return sorted(_EXTRACTORS)
+
+
+def maker(name: str) -> Callable[[torch.device], FeatureExtractor] | None:
+    """The function registered as `name`, None if there is none."""
+    return _EXTRACTORS.get(name)
 
 
 def load_extractor(name: str, device: torch.device | str = "cpu") -> FeatureExtractor:

@@ -13,8 +13,8 @@ from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 
-from onestep_bench.catalogue import known
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.known.catalogue import known
 
 # (value, all values, folder that relative paths start from) -> None, or raises `Misfit`
 Check = Callable[[object, dict, Path], None]

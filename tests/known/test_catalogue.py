@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from onestep_bench import data, losses, methods, paths, samplers
-from onestep_bench.catalogue import KINDS, Entry, known
+from onestep_bench.known.catalogue import KINDS, Entry, known
 from onestep_bench.methods import gdd, sfddm, slimflow
 from onestep_bench.models import zoo
 from onestep_bench.networks import SIZES
@@ -29,7 +29,7 @@ REGISTERED = {
 PROGRAM = """
 import sys, time
 start = time.process_time()
-from onestep_bench.catalogue import KINDS, known
+from onestep_bench.known.catalogue import KINDS, known
 for kind in KINDS:
     print(kind, *known(kind))
 print(time.process_time() - start, file=sys.stderr)

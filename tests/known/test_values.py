@@ -14,9 +14,9 @@ from onestep_bench import samplers
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid.parameters import Notebook
 from onestep_bench.grid.plan import read_grid
-from onestep_bench.values import begin, check
+from onestep_bench.known.values import begin, check
 
-NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.ipynb"))
 PARAMETERS = """
 dataset: str = "digits"  # name, or path
 teacher: str = "edm"
@@ -181,7 +181,7 @@ def cells():
     InteractiveShell.clear_instance()
 
 
-BEGIN = "from onestep_bench.values import begin\n\nbegin()"
+BEGIN = "from onestep_bench.known import begin\n\nbegin()"
 
 
 def test_one_value_for_a_list_becomes_a_list_and_an_int_serves_as_a_float(cells):

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from onestep_bench import plugins
+from onestep_bench.known import plugins
 
 PLUGIN = """
 from dataclasses import replace
