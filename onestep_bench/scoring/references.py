@@ -22,6 +22,8 @@ from onestep_bench.training.ranks import device, device_name
 # What EDM2's reference files call the statistics of each judge; EDM's older files hold those of Inception alone.
 _KEYS = {"inception": "fid", "inception-legacy": "fid", "dinov2": "fd_dinov2"}
 
+_CLASSIFIER = "scoring.judges.classifier"  # its file, to the store
+
 
 def names() -> list[str]:
     """All judges."""
@@ -55,8 +57,9 @@ class Statistics:
 
 def source_of(extractor: FeatureExtractor) -> list[str]:
     """Where the source of what a judge finds begins, for `store.memo`."""
-    made = judges.maker(extractor.name) or classifier.judge
-    return [store.origin(made), "scoring.judges:FeatureExtractor", "scoring.judging:judged"]
+    maker = judges.maker(extractor.name)
+    made = [store.origin(maker)] if maker else [f"{_CLASSIFIER}:judge", f"{_CLASSIFIER}:Classifier"]
+    return [*made, "scoring.judges:FeatureExtractor", "scoring.judging:judged"]
 
 
 def judge(name: str, against: Dataset | Statistics, *, fresh: bool = False) -> FeatureExtractor:
@@ -89,7 +92,7 @@ def _classifier(data: Dataset | Statistics, fresh: bool) -> FeatureExtractor:
             save_file(state | {"accuracy": torch.tensor(accuracy, dtype=torch.float64)}, temporary)
         return {"kimg": recipe["steps"] * classifier.BATCH / 1000, "seconds": clock.seconds, "device": device_name()}
 
-    artifact = store.memo("judge", recipe, [], make, source=[store.origin(classifier.train)], fresh=fresh)
+    artifact = store.memo("judge", recipe, [], make, source=[f"{_CLASSIFIER}:train"], fresh=fresh)
     path = artifact.folder / "classifier.safetensors"
     state = load_file(path)
     accuracy = state.pop("accuracy").item()
