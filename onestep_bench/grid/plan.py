@@ -22,11 +22,12 @@ from onestep_bench import __version__
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.grid.cells import Cell, Grid
 from onestep_bench.grid.parameters import Notebook, checked, kind
+from onestep_bench.known import plugins
 from onestep_bench.known.values import check
 from onestep_bench.store.provenance import normal
 from onestep_bench.units import bytes_of, seconds_of
 
-_TOP_KEYS = ("name", "title", "dataset", "defaults", "notebooks", "out", "limit", "memory", "stages")
+_TOP_KEYS = ("name", "title", "dataset", "defaults", "notebooks", "out", "plugins", "limit", "memory", "stages")
 _STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory", "takes")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # File names hold 255 bytes; the partial file adds a dot and '.partial.ipynb', its replacement a random suffix.
@@ -39,12 +40,13 @@ def read_grid(path: Path | str, *, notebooks: Path | str | None = None, out: Pat
     notebooks: folder of the notebooks; by default what the grid's key `notebooks` names, else `notebooks` beside the
     YAML's folder, else in the working folder. out: where results go; by default what its key `out` names, else
     `reports/NAME` beside the notebooks that were found, or in the working folder if they were named. Paths in the YAML
-    are relative to its own folder. Raises OnestepError, naming file, stage and key, at the first mistake.
+    are relative to its own folder. Its plug-ins are named to this process and those it starts. Raises OnestepError, naming file, stage and key, at the first mistake.
     """
     path = Path(path)
     document = _read_yaml(path)
     _refuse_unknown(document, _TOP_KEYS, f"{path}: ")
     named = Path(notebooks).absolute() if notebooks else _named_folder(document, "notebooks", path)
+    plugins.use(_read_plugins(document.get("plugins", []), path))
     out = Path(out).absolute() if out else _named_folder(document, "out", path)
     house = Path.cwd() if named else _house(document, path)
     stages = _read_stages(document, path, named or house / "notebooks")
@@ -56,6 +58,17 @@ def read_grid(path: Path | str, *, notebooks: Path | str | None = None, out: Pat
         out=out or house / "reports" / name,
         cells=tuple(_cells(stages, _read_defaults(document, stages, path))),
     )
+
+
+def _read_plugins(listed: object, path: Path) -> list[str]:
+    """Modules by name, and files by path, those of the YAML relative to its own folder."""
+    if not isinstance(listed, list) or not all(isinstance(one, str) and one for one in listed):
+        raise OnestepError(f"{path}: plugins must be a list of modules or .py files, not {kind(listed)}")
+    found = [str(path.absolute().parent / one) if one.endswith(".py") else one for one in listed]
+    for file in found:
+        if file.endswith(".py") and not Path(file).is_file():
+            raise OnestepError(f"{path}: plugins: there is no file {file}; correct the path")
+    return found
 
 
 def _named_folder(document: dict, key: str, path: Path) -> Path | None:

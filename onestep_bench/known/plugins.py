@@ -11,13 +11,18 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError
 
 VARIABLE, GROUP = "ONESTEP_PLUGINS", "onestep_bench.plugins"
+
+
+def use(names: Iterable[str]) -> None:
+    """Name further plug-ins, for this process and those it starts."""
+    os.environ[VARIABLE] = os.pathsep.join(dict.fromkeys([*named(), *names]))
 
 
 def named() -> list[str]:

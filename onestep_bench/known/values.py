@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.known import plugins
 from onestep_bench.known.catalogue import known
 
 # (value, all values, folder that relative paths start from) -> None, or raises `Misfit`
@@ -62,6 +63,8 @@ def _one_of(kind: str, *more: str) -> Check:
     """A name of the catalogue's kind, or one of more."""
 
     def test(value: object, everything: dict, folder: Path) -> None:
+        if isinstance(value, str) and value not in known(kind):
+            plugins.load()  # which may know it
         _among(value, [*known(kind), *more], kind)
 
     return test

@@ -25,6 +25,7 @@ from onestep_bench.training.ranks import device, device_name
 _KEYS = {"inception": "fid", "inception-legacy": "fid", "dinov2": "fd_dinov2"}
 
 _DIGITS = (1, 8, 8)
+_CLASSIFIER = "scoring.judges.classifier"  # its file, to the store
 
 
 def names() -> list[str]:
@@ -59,8 +60,9 @@ class Statistics:
 
 def source_of(extractor: FeatureExtractor) -> list[str]:
     """Where the source of what a judge finds begins, for `store.memo`."""
-    made = judges.maker(extractor.name) or classifier.judge
-    return [store.origin(made), "scoring.judges:FeatureExtractor", "scoring.judging:judged"]
+    maker = judges.maker(extractor.name)
+    made = [store.origin(maker)] if maker else [f"{_CLASSIFIER}:judge", f"{_CLASSIFIER}:Classifier"]
+    return [*made, "scoring.judges:FeatureExtractor", "scoring.judging:judged"]
 
 
 def judge(name: str, against: Dataset | Statistics, *, fresh: bool = False) -> FeatureExtractor:
@@ -110,7 +112,7 @@ def _classifier(data: Dataset | Statistics, fresh: bool) -> FeatureExtractor:
             checkpoint.unlink(missing_ok=True)
         return together.spent(last.kimg, last.seconds)
 
-    source = [store.origin(classifier.train)]
+    source = [f"{_CLASSIFIER}:train"]
     path = together.memo("judge", recipe, [], make, source=source, fresh=fresh).folder / "classifier.safetensors"
     state = load_file(path)
     accuracy = state.pop("accuracy").item()

@@ -45,6 +45,7 @@ def pretend(monkeypatch):
     def connected(gpus, **where):
         with Client(n_workers=1, threads_per_worker=2, processes=False, dashboard_address=None) as client:
             client.register_plugin(clusters.Devices())
+            client.register_plugin(clusters.Inside())
             yield client
 
     def pretend(execute):

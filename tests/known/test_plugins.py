@@ -6,7 +6,9 @@ import subprocess
 import sys
 
 import pytest
+from tiny import grid_file, notebook
 
+from onestep_bench.grid.plan import read_grid
 from onestep_bench.known import plugins
 
 PLUGIN = """
@@ -91,3 +93,18 @@ def test_a_plug_in_that_cannot_be_imported_is_one_line(tmp_path, monkeypatch, re
     for _ in range(2):  # it does not pass for loaded the second time
         with refuses(str(path), "cannot be imported"):
             plugins.load()
+
+
+def test_a_grid_names_its_plug_ins_and_plans_with_what_they_bring(tmp_path, monkeypatch, refuses):
+    monkeypatch.setenv(plugins.VARIABLE, "")
+    notebook(tmp_path / "notebooks" / "model.ipynb", "method = 'kd'", "print(method)")
+    text = "name: tiny\n{}stages: {{model: {{notebook: model.ipynb, parameters: {{method: our-flow}}}}}}"
+    with refuses("'method'", "'our-flow'"):
+        read_grid(grid_file(tmp_path, text.format("")))
+    with refuses("no file", "ours.py"):
+        read_grid(grid_file(tmp_path, text.format("plugins: [ours.py]\n")))
+    path = grid_file(tmp_path, text.format("plugins: [ours.py]\n"))
+    (path.parent / "ours.py").write_text(PLUGIN)
+    reading = "from onestep_bench.grid import read_grid; read_grid(sys.argv[1])"
+    program = f"import os, sys; {reading}; print(os.environ['ONESTEP_PLUGINS'])"
+    assert run(program, path).strip() == str(path.parent / "ours.py")

@@ -93,6 +93,7 @@ def test_every_beginning_is_there():
     entries = [entry for name in samplers.SAMPLERS for entry in sampling.source_of(name)]
     entries += [entry for name in methods.names() for entry in study._source_of(methods.get(name), "0.2M")]
     entries += ["scoring.evaluation:_score_seed", "scoring.judges:FeatureExtractor", "scoring.judging:judged"]
+    entries += [f"scoring.judges.classifier:{name}" for name in ("train", "judge", "Classifier")]
     for entry in entries:
         assert len(provenance._named(entry)) == 1, entry
 
