@@ -40,7 +40,8 @@ def read_grid(path: Path | str, *, notebooks: Path | str | None = None, out: Pat
     notebooks: folder of the notebooks; by default what the grid's key `notebooks` names, else `notebooks` beside the
     YAML's folder, else in the working folder. out: where results go; by default what its key `out` names, else
     `reports/NAME` beside the notebooks that were found, or in the working folder if they were named. Paths in the YAML
-    are relative to its own folder. Its plug-ins are named to this process and those it starts. Raises OnestepError, naming file, stage and key, at the first mistake.
+    are relative to its own folder. Its plug-ins are named to this process and to those it starts.
+    Raises OnestepError, naming file, stage and key, at the first mistake.
     """
     path = Path(path)
     document = _read_yaml(path)
