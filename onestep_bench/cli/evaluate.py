@@ -25,7 +25,7 @@ def rows_of(
     source: Path | str,
     dataset: str,
     *,
-    features: str = "digits",
+    features: str = "auto",
     reference: Path | None = None,
     samples: int | None = None,
     label: str | None = None,

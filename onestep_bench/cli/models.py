@@ -120,8 +120,8 @@ def _add_evaluate(commands) -> None:
     sub.add_argument(
         "--reference", type=Path, metavar="FILE", help="its statistics instead: npz or pkl of mu and sigma"
     )
-    judge = "feature extractor; default: digits; see onestep-bench list judges"
-    sub.add_argument("--features", default="digits", metavar="JUDGE", help=judge)
+    judge = "feature extractor; default: auto, one that fits the data; see onestep-bench list judges"
+    sub.add_argument("--features", default="auto", metavar="JUDGE", help=judge)
     sub.add_argument("--samples", type=int, metavar="N", help="images to score; default: as many as there are")
     sub.add_argument("--label", metavar="TEXT", help="what tables call it; default: the name of SOURCE")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the rows to a .json or .csv")

@@ -86,13 +86,8 @@ def _store_accept(options: argparse.Namespace) -> int:
 
 
 def _key(start: str, keys: list[str]) -> str:
-    found = [key for key in keys if key.startswith(start)]
-    if len(found) == 1 or start in found:
-        return start if start in found else found[0]
-    if found:
-        raise OnestepError(
-            f"{len(found)} artifacts begin with {start!r}, {found[0]} and {found[1]} among them; say more"
-        )
+    if found := store.one_key(start, keys):
+        return found
     raise OnestepError(f"no artifact in {store.root()} begins with {start!r}; see onestep-bench store ls")
 
 

@@ -14,12 +14,12 @@ from onestep_bench.models import checkpoints, cost, zoo
 from onestep_bench.models.checkpoints import Misfit, load, with_weights
 from onestep_bench.models.zoo import edm, slimflow
 from onestep_bench.models.zoo.slimflow import AnySize
+from onestep_bench.store.artifacts import few, one_key
 from onestep_bench.store.downloads import fetch
 from onestep_bench.store.files import file_digest, write_text
 
 FORMATS = ("edm", "gdd", "slimflow")
 _KIND = "model-"  # how the store key of a model begins
-_CANDIDATES = 8  # keys that an error line lists
 
 
 def load_pretrained(source: Path | str, *, format: str | None = None, resolution: int | None = None) -> Denoiser:
@@ -89,13 +89,8 @@ def _stored(start: str) -> Path:
     root = store.root()
     # What is in the making, or damaged, has a suffix.
     keys = sorted(path.name for path in root.glob(f"{_KIND}*") if "." not in path.name)
-    found = [key for key in keys if key.startswith(start)]
-    if len(found) == 1:
-        return root / found[0]
-    if found:
-        raise OnestepError(
-            f"{start} is the start of {len(found)} models: {_few(found)}; write more of it (see store ls)"
-        )
+    if found := one_key(start, keys):
+        return root / found
     if (root / f"{start}.partial").exists():
         raise OnestepError(f"{start} is not whole yet, or was left by a killed run; run again what trains it")
     if not keys:
@@ -103,12 +98,8 @@ def _stored(start: str) -> Path:
     # All begin with the same word, which would make any two of them look alike.
     starts = dict.fromkeys(key[len(_KIND) : len(start)] for key in keys)
     near = difflib.get_close_matches(start.removeprefix(_KIND), starts, n=1)
-    hint = f"did you mean {_few([key for key in keys if key.startswith(_KIND + near[0])])}?" if near else ""
+    hint = f"did you mean {few([key for key in keys if key.startswith(_KIND + near[0])])}?" if near else ""
     raise OnestepError(f"no model {start} in the store {root}; {hint or 'see onestep-bench store ls'}")
-
-
-def _few(keys: list[str]) -> str:
-    return ", ".join(keys[:_CANDIDATES]) + (", ..." if len(keys) > _CANDIDATES else "")
 
 
 def _hint(name: str) -> str:

@@ -25,7 +25,7 @@ from onestep_bench.models.sampling import sample_batches
 from onestep_bench.scoring import references
 from onestep_bench.scoring.judges import FeatureExtractor
 from onestep_bench.scoring.judging import KEPT, combined, head, judged
-from onestep_bench.scoring.qualities import further, score
+from onestep_bench.scoring.qualities import further, score, sources
 from onestep_bench.scoring.references import Statistics
 from onestep_bench.scoring.rows import FIELDS, bundle
 from onestep_bench.store.files import write_json
@@ -64,7 +64,8 @@ def evaluate(
     samples = _enough(samples, data)
     _same_shape(model.name, model.shape, data)
     extractor = references.judge(features, data, fresh=fresh)
-    source = ["scoring.evaluation:_score_seed", *references.source_of(extractor), *sampling.source_of(sampler)]
+    source = ["scoring.evaluation:_score_seed", *sources(), *references.source_of(extractor)]
+    source += sampling.source_of(sampler)
     rows, strips = [], []
     for count in steps:
         recipe = {

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import torch
 
+from onestep_bench import store
 from onestep_bench.errors import OnestepError
 from onestep_bench.known import plugins
 from onestep_bench.scoring import metrics
@@ -56,6 +57,11 @@ def further() -> dict[str, str]:
     """What is better, 'lower' or 'higher', of every metric beyond those that all rows have, by name."""
     plugins.load()
     return {name: known.better for known in METRICS for name in known.names if name not in QUALITIES}
+
+
+def sources() -> list[str]:
+    """Where the source of a score begins, for `store.memo`."""
+    return [store.origin(score), *(store.origin(known.of) for known in METRICS)]
 
 
 def score(samples: Judged, reference: Judged) -> dict:

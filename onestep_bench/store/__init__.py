@@ -19,6 +19,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "locked",
             "memo",
             "META",
+            "one_key",
             "root",
             "used_by",
         ],

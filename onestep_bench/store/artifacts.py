@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import cached_property
@@ -99,6 +99,25 @@ def key_of(kind: str, recipe: dict, parents: Iterable[str]) -> str:
     """`kind-<16 hex digits>` of the recipe and the parents' keys."""
     text = json.dumps([kind, recipe, sorted(parents)], sort_keys=True)
     return f"{kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
+
+
+_CANDIDATES = 8  # keys that a line lists
+
+
+def one_key(start: str, keys: Iterable[str]) -> str | None:
+    """The one of the keys that is this, or that alone begins like this; None if none does.
+
+    Raises OnestepError, listing the first few, if several do.
+    """
+    found = sorted(key for key in keys if key.startswith(start))
+    if start in found or len(found) < 2:
+        return start if start in found else next(iter(found), None)
+    raise OnestepError(f"{start} is the start of {len(found)} keys: {few(found)}; write more of it (see store ls)")
+
+
+def few(keys: Sequence[str]) -> str:
+    """The first few keys, in words."""
+    return ", ".join(keys[:_CANDIDATES]) + (", ..." if len(keys) > _CANDIDATES else "")
 
 
 def used_by(cell: str) -> list[str]:

@@ -26,7 +26,7 @@ _NAME = _PACKAGE.name
 _COUNTED = (
     *("paths", "denoiser", "samplers", "losses", "networks", "methods", "seeds", "data.pixels", "models.sampling"),
     *("training.loop", "training.source", "training.state", "training.config"),
-    *("scoring.metrics", "scoring.judging", "scoring.judges"),
+    *("scoring.metrics", "scoring.qualities", "scoring.judging", "scoring.judges"),
 )
 # In these files, and yet: `fit` keeps, logs and ends what `_step` computes; the watch ends it, and the log only tells.
 # SIZES holds every size, of which a model has one. Registers and containers of methods hold, and compute nothing.
@@ -34,6 +34,7 @@ _LEFT_OUT = {
     *("training.loop:fit", "training.state:LossWatch", "training.state:LogRow", "networks.sizes:SIZES"),
     *("networks.build:size_of", "samplers:SAMPLERS", "samplers:register", "samplers:sampler"),
     *(f"methods:{name}" for name in ("Adam", "Batch", "Method", "Nets", "get", "names", "register", "_registry")),
+    *(f"scoring.qualities:{name}" for name in ("METRICS", "Metric", "metric", "further", "sources")),
     *(f"scoring.judges:{name}" for name in ("extractor", "names", "load_extractor", "_EXTRACTORS")),
 }
 

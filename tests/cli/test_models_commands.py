@@ -149,7 +149,7 @@ def test_a_stored_model_is_evaluated_by_its_key(kept, capsys, monkeypatch):
 def test_a_key_that_is_not_one_model_is_one_line(kept, tmp_path, capsys):
     keys = sorted(kept(seed=seed) for seed in range(10))
     said = complaint(capsys, "sample", "model-")
-    assert f"model- is the start of 10 models: {keys[0]}, {keys[1]}" in said
+    assert f"model- is the start of 10 keys: {keys[0]}, {keys[1]}" in said
     assert keys[7] in said
     assert keys[8] not in said
     wrong = keys[0][:-1] + ("0" if keys[0][-1] != "0" else "1")
