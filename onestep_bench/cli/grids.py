@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,8 +18,10 @@ from onestep_bench import store
 from onestep_bench.cli.terminal import print_table, use_store
 from onestep_bench.errors import OnestepError, near_miss, needs_extra
 from onestep_bench.grid import progress
-from onestep_bench.grid.cells import Grid, Status, failed_path
+from onestep_bench.grid.cells import Cell, Grid, Status, failed_path
 from onestep_bench.grid.plan import read_grid
+from onestep_bench.known.catalogue import known
+from onestep_bench.scoring.recipe import BATCH, steps_for
 from onestep_bench.units import duration
 
 _NOTEBOOKS = "default: `notebooks` in the grid, else notebooks/ beside its folder, else in this one"
@@ -66,6 +69,7 @@ def _plan(options: argparse.Namespace) -> int:
     grid = _grid(options)
     use_store(options)
     statuses = progress.survey(grid)
+    common = _common(grid.cells)
     heading = ("cell", "notebook", "state", "reuses", "parameters", "needs")
     lines = [
         (
@@ -73,15 +77,48 @@ def _plan(options: argparse.Namespace) -> int:
             status.cell.notebook.name,
             status.state,
             _reuse(status),
-            " ".join(f"{key}={value}" for key, value in status.cell.parameters.items()) or "-",
+            _in_words({key: value for key, value in status.cell.parameters.items() if key not in common}) or "-",
             ", ".join(status.cell.needs) or "-",
         )
         for status in statuses
     ]
     print_table([heading, *lines])
+    if common:
+        print(f"\nevery cell: {_in_words(common)}")
     _tell_outdated(statuses)
+    for line in _judges_to_train(status.cell for status in statuses if status.state != "done"):
+        print(line)
     print(f"\n{len(grid.cells)} cells; results go to {grid.out}, artifacts to {store.root()}")
     return 0
+
+
+def _in_words(parameters: dict) -> str:
+    return " ".join(f"{key}={value}" for key, value in parameters.items())
+
+
+def _common(cells: Sequence[Cell]) -> dict:
+    """What is given to every one of several cells."""
+    first, *others = (cell.parameters for cell in cells)
+    return {
+        key: value
+        for key, value in first.items()
+        if others and all(key in given and given[key] == value for given in others)
+    }
+
+
+def _judges_to_train(cells: Iterable[Cell]) -> list[str]:
+    """What it costs to train the judges that no download brings, once for each data set."""
+    asked = ((cell.parameters.get("dataset", "digits"), cell.parameters.get("features", "auto")) for cell in cells)
+    names = dict.fromkeys(name for name, features in asked if features in ("auto", "classifier") and name != "digits")
+    return [f"the judge of {name}, unless the store has it: {_cost_of_judge(name)}" for name in names]
+
+
+def _cost_of_judge(dataset: str) -> str:
+    entry = known("datasets").get(dataset)
+    if entry is None or entry.images is None:
+        return "a classifier, if there are labels; how long it trains goes by the number of images"
+    steps = steps_for(entry.images, entry.channels)
+    return f"a classifier of {steps:,} training steps of {BATCH} {'grey' if entry.channels == 1 else 'colour'} images"
 
 
 def _tell_outdated(statuses: list[Status]) -> None:

@@ -22,13 +22,15 @@ class Entry:
     """What the sources say of a name. text: a line of their own.
 
     data: what a method trains on, 'images' or 'pairs'. needs_teacher: of a method. side: pixels of a data set's images,
-    None where its line does not tell.
+    images: their number, None each where its line does not tell; channels: 1 where its line calls them grey.
     """
 
     text: str = ""
     data: str = "images"
     needs_teacher: bool = False
     side: int | None = None
+    images: int | None = None
+    channels: int = 3
 
 
 def known(kind: str) -> dict[str, Entry]:
@@ -63,7 +65,7 @@ def _entry_of(item: object) -> Entry:
     if hasattr(item, "objective"):
         return Entry(_line(item.objective.__doc__), item.data, item.needs_teacher)
     told = _line(item.__doc__)
-    return Entry(told, side=_side(told))
+    return _of_images(told)
 
 
 # ---- from the sources ------------------------------------------------------------------------------------------------
@@ -80,6 +82,13 @@ def _tree(path: Path) -> ast.Module:
 
 def _line(text: str | None) -> str:
     return re.sub("^Objective(:| of) ", "", (text or "").strip().split("\n")[0])
+
+
+def _of_images(text: str) -> Entry:
+    """What the line of a data set tells of its images; that of anything else tells nothing."""
+    count = re.search(r"\b\d[\d,]{2,}\b", text)
+    images = int(count[0].replace(",", "")) if count else None
+    return Entry(text, side=_side(text), images=images, channels=1 if " grey " in text else 3)
 
 
 def _side(text: str) -> int | None:
@@ -120,7 +129,7 @@ def _decorated(mark: str, paths: list[Path]) -> dict[str, Entry]:
         for node in (node for node in tree.body if isinstance(node, ast.FunctionDef)):
             for call in (call for decorator in node.decorator_list for call in _calls(decorator, mark)):
                 told = _line(ast.get_docstring(node) or ast.get_docstring(tree))
-                found[call.args[0].value] = Entry(told, side=_side(told))
+                found[call.args[0].value] = _of_images(told)
     return found
 
 

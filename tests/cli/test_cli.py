@@ -86,6 +86,20 @@ def test_plan_shows_cells_states_parameters_needs_and_what_is_reused(path, capsy
     assert "artifacts," not in capsys.readouterr().out.split("3 cells")[0]
 
 
+def test_plan_tells_once_what_all_cells_share_and_what_judges_cost(tmp_path, capsys):
+    declared = "dataset = 'digits'\nfeatures = 'auto'\nseed = 0"
+    notebook(tmp_path / "notebooks" / "model.ipynb", declared, "dataset, features, seed")
+    text = "name: tiny\ndataset: {}\nstages: {{model: {{notebook: model.ipynb, over: {{seed: [0, 1]}}}}}}"
+    assert main(["plan", str(grid_file(tmp_path, text.format("mnist")))]) == 0
+    told = capsys.readouterr().out
+    assert "every cell: dataset=mnist" in told
+    assert ["seed=0" in told.splitlines()[1], "seed=1" in told.splitlines()[2]] == [True, True]
+    assert "dataset" not in "".join(told.splitlines()[:3])
+    assert "the judge of mnist, unless the store has it: a classifier of 900 training steps of 120 grey images" in told
+    assert main(["plan", str(grid_file(tmp_path, text.format("digits")))]) == 0
+    assert "judge of" not in capsys.readouterr().out
+
+
 def test_a_thousand_cells_are_planned_in_a_second(tmp_path):
     notebook(tmp_path / "notebooks" / "model.ipynb", "seed = 0\nkimg = 1\nlr = 0.1", "seed")
     axes = ", ".join(f"{key}: {list(range(1, 11))}" for key in ("seed", "kimg", "lr"))
@@ -224,8 +238,8 @@ def test_store_ls_shows_sizes(store_folder, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert " ".join(lines[0].split()) == "artifact method variant size data kimg seed bytes unused"
     assert sorted(line.split()[1:4] for line in lines[1:3]) == [["edm", "-", "1M"], ["sfddm", "-", "1M"]]
-    assert "1.3 KB" in lines[1]
-    assert lines[-1].startswith("2 artifacts, 2.5 KB in ")
+    assert "1.4 KB" in lines[1]
+    assert lines[-1].startswith("2 artifacts, 2.7 KB in ")
 
 
 def test_store_ls_tells_what_one_knows_a_model_by(store_folder, capsys):

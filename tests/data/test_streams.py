@@ -174,7 +174,9 @@ def test_the_command_scores_a_checkpoint_over_steps_and_seeds(tmp_path, capsys):
 def test_published_statistics_from_the_command_line(folder, tmp_path, capsys):
     np.savez(tmp_path / "stats.npz", mu=np.zeros(64), sigma=np.eye(64))
     command = ["evaluate", str(folder), "--dataset", "cifar10", "--reference", str(tmp_path / "stats.npz")]
-    assert main(command) == 0
+    assert main(command) == 2
+    assert "name it in place of 'auto'" in capsys.readouterr().err
+    assert main([*command, "--features", "digits"]) == 0
     assert capsys.readouterr().out.splitlines()[1].split()[-3:] == ["-", "-", "-"]  # no features to compare with
 
 

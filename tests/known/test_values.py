@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 import zipfile
 from pathlib import Path
 
@@ -165,8 +166,10 @@ def test_plan_refuses_the_value_and_says_where(tmp_path, given, where):
 
 
 @pytest.fixture
-def cells():
+def cells(monkeypatch):
     """Function that runs cells in a shell of IPython; returns its names, and raises what the last cell raised."""
+    # The shell puts a module of its own in the place of the main one.
+    monkeypatch.setitem(sys.modules, "__main__", sys.modules["__main__"])
     shell = InteractiveShell.instance()
     shell.reset()
 
