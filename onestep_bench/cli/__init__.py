@@ -5,6 +5,7 @@ needs it, so that `plan` and `--help` answer at once.
 """
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -12,14 +13,21 @@ from onestep_bench import __version__
 from onestep_bench.cli import data, grids, listing, models, start, store
 from onestep_bench.errors import OnestepError
 
-# Exit codes: 0 all well, 1 some cells are not done, 2 a mistake in the input, 130 interrupted.
+# Exit codes: 0 all well, 1 some cells are not done, 2 a mistake in the input, 130 interrupted,
+# 141 nobody reads what is printed.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     options = _parser().parse_args(arguments)
     try:
-        return options.command(options)
+        code = options.command(options)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        # Whoever reads, `head` say, has seen enough; and nothing may be flushed as the interpreter ends.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except OnestepError as error:
         print(f"onestep-bench: error: {error}", file=sys.stderr)
         return 2

@@ -371,3 +371,11 @@ def test_list_says_what_it_can_list(capsys):
         with pytest.raises(SystemExit, match="0"):
             main([command, "--help"])
         assert "onestep-bench list samplers" in " ".join(capsys.readouterr().out.split())
+
+
+def test_a_reader_that_has_seen_enough_is_no_traceback():
+    command = [sys.executable, "-m", "onestep_bench.cli", "list", "sizes"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        process.stdout.close()
+        told = process.stderr.read()
+    assert (process.returncode, told) == (141, b"")
