@@ -12,19 +12,25 @@ from onestep_bench.errors import OnestepError
 
 MIME = "application/vnd.onestep-bench.scores+json"
 
-# One row is one (model, sampler, steps, sampling seed).
+# One row is one (model, sampler, steps, sampling seed) before one judge, against one split of the data.
 FIELDS = {
     "dataset": "name of the data set",
+    "split": "'train' or 'test': the images it was scored against; 'all' of data without a split",
     "label": "what a plot calls this model, e.g. 'SlimFlow'",
     "method": "registry name of the method that trained it",
     "size": "named network size",
+    "saw": "what its training showed it: 'data', 'teacher images' or 'both'; None of a model from elsewhere",
+    "recipe": "hash of how it was trained over the whole lineage, without seeds; the bundle's `recipes` spells it out",
+    "purpose": "'result', or 'search' of a run that only chose a setting",
+    "teacher_seed": "seed of the training of its teacher; its own if it has none",
     "train_seed": "seed of the training run",
     "sampler": "sampler name",
     "steps": "sampler steps",
     "nfe": "network evaluations a sample, counted",
     "seed": "sampling seed",
     "fid": "Frechet distance between features of samples and reference",
-    "fd_infinity": "the same, extrapolated to infinitely many samples",
+    "floor": "the same of real images: as many of the other split as there are samples, or all there are",
+    "fd_infinity": "that of the samples, extrapolated to infinitely many",
     "kid": "kernel distance between features of samples and reference, unbiased, all pairs",
     "precision": "share of samples among the reference (k-NN)",
     "recall": "share of the reference among the samples (k-NN)",
@@ -32,10 +38,15 @@ FIELDS = {
     "coverage": "share of the reference with a sample near it (k-NN)",
     "inception_score": "exp of the mean KL divergence of the judge's classes",
     "class_gap": "total variation distance between the judge's shares of classes of samples and reference, 0 to 1",
+    "nn_ratio": "distance of samples to the nearest training image over that to the nearest held-out one, median, over "
+    "the same of held-out images: far below 1, samples are copies; of rows of split 'test'",
     "warning": "why to distrust the row; empty if nothing is known",
     "params": "parameters of the network",
     "macs": "multiply-accumulates of conv and linear layers, one evaluation of one image",
     "kimg": "thousands of training images over the whole lineage",
+    "passes": "thousands of images through a network over the whole lineage, counted at the networks: a backward pass "
+    "as two, those of teachers, critics and pairs too",
+    "train_macs": "multiply-accumulates of these passes",
     "features": "feature extractor",
     "protocol": "extractor and its weights' hash, resizing, number of samples, reference and its hash",
     "samples": "number of samples scored",
@@ -44,32 +55,41 @@ FIELDS = {
     "device": "device it ran on",
     "versions": "versions of the libraries that decide numbers",
     "train_seconds": "measured: training and pair-making time over the whole lineage",
+    "busy": "measured: what else the machine did meanwhile, in cores (load average beyond the run's own threads)",
     "latency_ms": "measured: median time to draw one image at batch 1",
     "latency_p95_ms": "measured: its 95th percentile",
     "throughput": "measured: images a second at the evaluation batch",
     "peak_memory_mb": "measured: peak memory while sampling a batch",
 }
-MEASURED = ("train_seconds", "latency_ms", "latency_p95_ms", "throughput", "peak_memory_mb")
+MEASURED = ("train_seconds", "busy", "latency_ms", "latency_p95_ms", "throughput", "peak_memory_mb")
 # None where the judge has no classes or there are too few images. Rows recorded before these fields existed lack them.
 QUALITIES = (
     "fd_infinity", "kid", "precision", "recall", "density", "coverage", "inception_score", "class_gap",
 )  # fmt: skip
-LATER = (*QUALITIES, "warning", "latency_p95_ms")
+_LINEAGE = ("saw", "recipe", "teacher_seed", "passes", "train_macs", "busy")
+LATER = {name: None for name in (*QUALITIES, "warning", "latency_p95_ms", "floor", "nn_ratio", *_LINEAGE)}
+LATER |= {"split": "train", "purpose": "result"}  # what all rows were before there were others
 
 
-def bundle(rows: list[dict], strips: list[dict], metrics: dict[str, str] | None = None) -> dict:
+def bundle(
+    rows: list[dict],
+    strips: list[dict],
+    metrics: dict[str, str] | None = None,
+    recipes: dict[str, dict] | None = None,
+) -> dict:
     """The JSON value stored under `MIME`.
 
     rows: dicts with the keys of `FIELDS` and of metrics: which is better, 'lower' or 'higher', of the metrics that are
     not among `FIELDS`, by name, so that whoever reads the bundle need not have what measured them. strips: dicts label,
     size, steps, sampler, train_seed, png (base64 of sample images side by side, drawn from the noise of sample indices
-    0, 1, 2, ... of sampling seed 0).
+    0, 1, 2, ... of sampling seed 0). recipes: by the hash in `recipe`, every setting by its name, 'kd.lr', without seeds.
     """
     known = FIELDS.keys() | (metrics or {}).keys()
     for row in rows:
         if row.keys() != known:
             raise ValueError(f"score row has keys {sorted(row.keys() ^ known)} too many or too few")
-    return {"rows": rows, "strips": strips} | ({"metrics": metrics} if metrics else {})
+    more = {"metrics": metrics, "recipes": recipes}
+    return {"rows": rows, "strips": strips} | {name: value for name, value in more.items() if value}
 
 
 def bundles_in(notebook: Path) -> Iterator[dict]:
