@@ -147,6 +147,27 @@ def rk45(denoiser, noise: Tensor, times: Tensor | None = None, labels: Tensor | 
     return torch.from_numpy(solution.y[:, -1]).reshape(noise.shape).to(noise)
 
 
+@torch.no_grad()
+def encode(denoiser, images: Tensor, eps: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The standard normal noise from which the probability-flow ODE leads to images: Heun's method, walked upwards.
+
+    Song et al. 2021 (arXiv:2011.13456), Sec. 4.3. images, eps: (n, c, h, w); times: as samplers take them, of which the
+    0 is left out. The walk begins at mix(images, eps, lowest level), a sample of that level, and not at the images
+    themselves, on which no level's samples lie: so the noise is standard normal as far as the denoiser is right, and
+    one image has many. 2 steps - 2 network evaluations for steps + 1 levels.
+    """
+    path = denoiser.path
+    times = torch.as_tensor(times, dtype=torch.float64, device=images.device)[:-1].flip(0)
+    if len(times) < 2:
+        raise OnestepError("the way up to the noise takes at least 2 steps")
+    x = path.mix(images.double(), eps.double(), times[0])
+    for t, t_next in pairwise(times):
+        slope = denoiser(x, t, labels, want="velocity")
+        x_next = x + (t_next - t) * slope
+        x = x + (t_next - t) * (slope + denoiser(x_next, t_next, labels, want="velocity")) / 2
+    return (x / path.prior_std(times[-1])).to(images.dtype)
+
+
 def karras_times(steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7) -> Tensor:
     """EDM's levels on the VE path (Karras et al. 2022, Eq. 5), then 0: (steps + 1,) float64."""
     _check_steps(steps)

@@ -1,6 +1,7 @@
 """Samplers against the released ones, and against the exact solution for an ideal denoiser."""
 
 import math
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -15,6 +16,7 @@ from onestep_bench.samplers import (
     ddim_times,
     default_times,
     dpmpp_2m,
+    encode,
     euler,
     heun,
     karras_times,
@@ -42,6 +44,14 @@ class ReleasedFlow:
 class Zero(torch.nn.Module):
     def forward(self, x, noise_labels, labels=None):
         return torch.zeros_like(x)
+
+
+@contextmanager
+def counting_calls(denoiser):
+    calls = []
+    handle = denoiser.register_forward_hook(lambda *given: calls.append(1))
+    yield calls
+    handle.remove()
 
 
 @pytest.fixture(scope="module")
@@ -225,3 +235,31 @@ def test_a_sampler_is_known_by_the_name_it_registers(monkeypatch):
         return 2 * denoiser(noise, times[0], labels)
 
     assert sampler("twice") is twice
+
+
+# ---- the way up
+
+
+@pytest.mark.parametrize("steps", [1, 2, 40])
+def test_the_way_up_is_the_way_down_walked_backwards(digits_like, steps, refuses):
+    ideal = IdealDenoiser(digits_like)
+    eps = torch.randn(6, 1, 8, 8, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    if steps == 1:
+        with refuses("at least 2 steps"):
+            encode(ideal, digits_like, eps, karras_times(1))
+        return
+    with counting_calls(ideal) as calls:
+        noise = encode(ideal, digits_like, eps, karras_times(steps))
+    assert len(calls) == 2 * steps - 2
+    if steps == 40:
+        assert (heun(ideal, noise, karras_times(steps)) - digits_like).abs().max() < 0.01
+
+
+def test_encoded_noise_is_normal_and_one_image_has_many(digits_like):
+    ideal = IdealDenoiser(digits_like)
+    images = digits_like.repeat(300, 1, 1, 1)
+    eps = torch.randn(images.shape, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    noise = encode(ideal, images, eps, karras_times(40))
+    assert abs(noise.mean()) < 0.01
+    assert abs(noise.std() - 1) < 0.01
+    assert (noise[:6] - noise[6:12]).abs().mean() > 0.5

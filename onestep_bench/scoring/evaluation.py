@@ -1,11 +1,12 @@
-"""Score rows of models and of images from anywhere: by one judge, against one reference, with what it costs."""
+"""Score rows of models and of images from anywhere: by several judges, against both splits, with what it costs."""
 
 import base64
 import hashlib
 import io
 import json
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -15,16 +16,16 @@ from torch import Tensor
 
 from onestep_bench import __version__
 from onestep_bench.data.pixels import to_uint8
-from onestep_bench.data.registry import Dataset
+from onestep_bench.data.registry import SPLITS, Dataset
 from onestep_bench.data.streams import Images
 from onestep_bench.denoiser import counting
 from onestep_bench.errors import OnestepError
 from onestep_bench.models import cost, sampling
 from onestep_bench.models.model import Model
 from onestep_bench.models.sampling import sample_batches
-from onestep_bench.scoring import references
+from onestep_bench.scoring import real, references
 from onestep_bench.scoring.judges import FeatureExtractor
-from onestep_bench.scoring.judging import KEPT, combined, head, judged
+from onestep_bench.scoring.judging import KEPT, Judged, Sitting, combined, head
 from onestep_bench.scoring.qualities import further, score, sources
 from onestep_bench.scoring.references import Statistics
 from onestep_bench.scoring.rows import FIELDS, bundle
@@ -48,24 +49,27 @@ def evaluate(
     sampler: str = "euler",
     seeds: Sequence[int] = (0, 1, 2),
     samples: int | None = None,
-    features: str = "auto",
+    features: str | Sequence[str] = "auto",
+    splits: Sequence[str] = SPLITS,
+    purpose: str = "result",
     fresh: bool = False,
 ) -> dict:
-    """Score a model at each number of steps and sampling seed, with what it costs.
+    """Score a model at each number of steps and sampling seed, before each judge and against each split, with its cost.
 
-    data: the reference; of a data set it is the training split, as is usual in the field. label: what plots call the
-    model. samples: how many images to score, by default as many as the reference has. features: a name of
-    `references.names()`, or auto (see `references.judge`). fresh: as `store.memo` takes it. A killed run keeps the
-    seeds that were done.
+    data: the reference, of which `splits` are scored against (those it has). label: what plots call the model.
+    samples: how many images to score, by default as many as `data` has. features: judges, see `references.panel`: one
+    named alone has `pixels` beside it. purpose: 'result', or 'search' for a run that only chooses a setting.
+    fresh: as `store.memo` takes it. A killed run keeps the seeds that were done.
     Returns a score bundle (see `rows.bundle`) for `record`.
     """
     if not seeds or not steps:
         raise OnestepError("evaluate needs at least one sampling seed and one number of steps")
+    if purpose not in ("result", "search"):
+        raise OnestepError(f"purpose is 'result' or 'search', not {purpose!r}")
     samples = _enough(samples, data)
     _same_shape(model.name, model.shape, data)
-    extractor = references.judge(features, data, fresh=fresh)
-    source = ["scoring.evaluation:_score_seed", *sources(), *references.source_of(extractor)]
-    source += sampling.source_of(sampler)
+    bench = _Bench.of(features, _against(data, splits), fresh)
+    source = ["scoring.evaluation:_score_seed", *sources(), *bench.sources(), *sampling.source_of(sampler)]
     rows, strips = [], []
     for count in steps:
         recipe = {
@@ -73,26 +77,24 @@ def evaluate(
             "steps": count,
             "seeds": list(seeds),
             "samples": samples,
-            "features": extractor.digest,
-            "judge": extractor.protocol,
-            "data": data.digest,
-            "version": 3,  # of the metrics that every row has; further ones are named, so that each is scored once
+            "bench": bench.spec(),
+            "version": 4,  # of the metrics that every row has; further ones are named, so that each is scored once
             "path": model.path.spec() if model.path else None,
         }
-
+        if model.snapshot is not None:
+            recipe["snapshot"] = model.snapshot
         if further():
             recipe["metrics"] = sorted(further())
 
         def make(folder: Path, count=count) -> dict:
             clock = cost.Stopwatch()
-            reference = references.reference(extractor, data, fresh=fresh)
             files = {seed: folder / f"seed-{seed}.json" for seed in seeds}
             # Not those a killed run has done; what there is, rank 0 says, as it is writing them.
             todo = ranks.shared([seed for seed, file in files.items() if not file.exists()])
             own = ranks.own(range(samples))
             with together.bar(total=len(own) * len(todo), unit="image", desc=f"{sampler} x{count}") as bar:
                 for seed in todo:
-                    found = _score_seed(model, extractor, reference, sampler, count, samples, bar, seed)
+                    found = _score_seed(model, bench, sampler, count, samples, bar, seed)
                     if ranks.leads():
                         write_json(files[seed], found)
             if ranks.leads():
@@ -104,13 +106,16 @@ def evaluate(
 
         artifact = together.memo("scores", recipe, [model.artifact], make, source=source, fresh=fresh)
         scored = json.loads((artifact.folder / "scores.json").read_text())
-        common = _judged_by(data, extractor, samples) | _model_fields(model, label) | scored["measured"]
-        common |= {"sampler": sampler, "steps": count, "nfe": scored["nfe"]}
+        common = _model_fields(model, label) | scored["measured"] | {"purpose": purpose}
+        common |= {"sampler": sampler, "steps": count, "nfe": scored["nfe"], "samples": samples}
         common["device"] = artifact.meta["cost"]["device"]
-        rows += [{**common, **seed} for seed in scored["seeds"]]
-        keys = ("label", "size", "steps", "sampler", "train_seed")
+        common["busy"] = max(filter(None, (common["busy"], scored["measured"]["busy"])), default=0.0)
+        for place, seat in enumerate(bench.seats):
+            judged_by = seat.fields(samples) | common
+            rows += [{**judged_by, "seed": seed["seed"], **seed["scores"][place]} for seed in scored["seeds"]]
+        keys = ("label", "size", "steps", "sampler", "train_seed", "kimg")
         strips.append({key: common[key] for key in keys} | {"png": scored["strip"]})
-    return bundle(rows, strips, further())
+    return bundle(rows, strips, further(), {model.recipe_hash: model.settings})
 
 
 def evaluate_images(
@@ -119,31 +124,107 @@ def evaluate_images(
     *,
     label: str | None = None,
     samples: int | None = None,
-    features: str = "auto",
+    features: str | Sequence[str] = "auto",
+    splits: Sequence[str] = SPLITS,
 ) -> dict:
-    """Score images that somebody else made, by the same judge as `evaluate`, in one row; what is not known is None.
+    """Score images that somebody else made, before the same judges as `evaluate`; what is not known is None.
 
-    samples: how many of them to score, the first ones, by default all. Nothing but the judged reference is stored.
+    samples: how many of them to score, the first ones, by default all. Nothing but the judged references is stored.
     """
     samples = _enough(len(images) if samples is None else samples, data)
     if samples > len(images):
         raise OnestepError(f"{samples} samples were asked for, and {images.name} has {len(images)}; ask for fewer")
     _same_shape(images.name, images.shape, data)
-    extractor = references.judge(features, data)
+    bench = _Bench.of(features, _against(data, splits), False)
     digest = hashlib.sha256()
-
-    def hashed(bar) -> Iterator[Tensor]:
+    with together.bar(total=samples, unit="image", desc=images.name) as bar:
+        sittings = bench.sittings(samples)
         for batch in head(images.batches(), samples):
             digest.update(batch.contiguous().numpy().data)
-            yield batch
+            for sitting in sittings.values():
+                sitting.see(batch)
             bar.update(len(batch))
+    found = bench.scores({key: sitting.verdict() for key, sitting in sittings.items()}, samples)
+    known = {"label": label or images.name, "model": f"images-{digest.hexdigest()[:16]}", "device": device_name()}
+    known |= {"purpose": "result", "samples": samples, "versions": _versions()}
+    rows = [
+        dict.fromkeys(FIELDS) | seat.fields(samples) | known | scores
+        for seat, scores in zip(bench.seats, found, strict=True)
+    ]
+    return bundle(rows, [], further())
 
-    reference = references.reference(extractor, data)
-    with together.bar(total=samples, unit="image", desc=images.name) as bar:
-        found = score(judged(extractor, hashed(bar), samples), reference)
-    row = dict.fromkeys(FIELDS) | _judged_by(data, extractor, samples) | found
-    row |= {"label": label or images.name, "model": f"images-{digest.hexdigest()[:16]}", "device": device_name()}
-    return bundle([row], [], further())
+
+def _against(data: Dataset | Statistics, splits: Sequence[str]) -> list[Dataset | Statistics]:
+    """The references: of the splits asked for those that there are, else what was given."""
+    if isinstance(data, Statistics):
+        return [data]
+    unknown = [split for split in splits if split not in (*SPLITS, data.split)]
+    if unknown or not splits:
+        raise OnestepError(f"splits are of {', '.join(SPLITS)}, not {unknown[0] if unknown else 'none'!r}")
+    return [data.on(split) for split in splits if split in data.splits] or [data]
+
+
+@dataclass(frozen=True)
+class _Seat:
+    """A judge before a reference."""
+
+    extractor: FeatureExtractor
+    against: Dataset | Statistics
+    reference: Judged
+
+    @property
+    def key(self) -> str:
+        """What tells judges apart: seats of one judge share what it sees."""
+        return f"{self.extractor.digest} {self.extractor.protocol}"
+
+    def fields(self, samples: int) -> dict:
+        """Of a score row."""
+        return {
+            "dataset": self.against.name,
+            "split": getattr(self.against, "split", "all"),
+            "features": self.extractor.name,
+            "protocol": references.protocol(self.extractor, samples, self.against),
+        }
+
+
+@dataclass(frozen=True)
+class _Bench:
+    """All judges before all references: they see one stream of samples."""
+
+    seats: list[_Seat]
+
+    @classmethod
+    def of(cls, features: str | Sequence[str], against: Sequence[Dataset | Statistics], fresh: bool) -> "_Bench":
+        names = [features] if isinstance(features, str) else list(features)
+        seats = []
+        for one in against:
+            for name in references.panel(names, one):
+                extractor = references.judge(name, one, fresh=fresh)
+                seats.append(_Seat(extractor, one, references.reference(extractor, one, fresh=fresh)))
+        return cls(seats)
+
+    def spec(self) -> list:
+        """JSON-able: who judges what."""
+        return [[seat.extractor.digest, seat.extractor.protocol, seat.against.digest] for seat in self.seats]
+
+    def sources(self) -> list[str]:
+        """Where the source of what the judges find begins, for `store.memo`."""
+        return [name for seat in self.seats for name in references.source_of(seat.extractor)]
+
+    def sittings(self, total: int, kept: int = KEPT) -> dict[str, Sitting]:
+        """One for each judge, by `_Seat.key`."""
+        return {seat.key: Sitting(seat.extractor, total, kept) for seat in self.seats}
+
+    def scores(self, found: Mapping[str, Judged], samples: int) -> list[dict]:
+        """Fields of a score row, a dictionary a seat."""
+        return [self._score(seat, found[seat.key], samples) for seat in self.seats]
+
+    @staticmethod
+    def _score(seat: _Seat, found: Judged, samples: int) -> dict:
+        held_out = {"floor": None, "nn_ratio": None}
+        if isinstance(seat.against, Dataset):
+            held_out = real.held_out(seat.extractor, seat.against, found, samples)
+        return score(found, seat.reference) | held_out
 
 
 def _enough(samples: int | None, data: Dataset | Statistics) -> int:
@@ -162,58 +243,54 @@ def _same_shape(name: str, shape: tuple[int, int, int], data: Dataset | Statisti
         raise OnestepError(f"{name} has {ours} images, but the reference {data.name} {theirs}; choose one of that size")
 
 
-def _judged_by(data: Dataset | Statistics, extractor: FeatureExtractor, samples: int) -> dict:
-    return {
-        "dataset": data.name,
-        "features": extractor.name,
-        "protocol": references.protocol(extractor, samples, data),
-        "samples": samples,
-        "versions": _versions(),
-    }
-
-
 def _model_fields(model: Model, label: str) -> dict:
     spent, recipe = model.spent, model.artifact.recipe
     return {
         "label": label,
         "method": recipe["method"],
         "size": model.size,
+        "saw": model.saw,
+        "recipe": model.recipe_hash,
+        "teacher_seed": model.teacher_seed,
         "train_seed": recipe["seed"],
         "params": cost.parameters(model.denoiser.net),
         "macs": cost.macs(model.denoiser, model.shape),
         "kimg": spent["kimg"],
+        "passes": spent["passes"],
+        "train_macs": spent["macs"],
         "train_seconds": spent["seconds"],
+        "busy": spent["busy"],
         "weights": "ema",
         "model": model.name,
+        "versions": _versions(),
     }
 
 
-def _score_seed(model, extractor, reference, sampler, steps, samples, bar, seed) -> dict:
+def _score_seed(model, bench, sampler, steps, samples, bar, seed) -> dict:
     """Scores of one sampling seed, on rank 0, from all ranks' shares of the images."""
     own = ranks.own(range(samples))
+    sittings = bench.sittings(len(own), KEPT * len(own) // samples)
     strip, seconds = None, 0.0
-
-    def images() -> Iterator[Tensor]:
-        nonlocal strip, seconds
-        batches = sample_batches(model, own, sampler=sampler, steps=steps, seed=seed)
+    with counting(model.denoiser) as counter:
         clock = cost.Stopwatch()
-        for batch in batches:
+        for batch in sample_batches(model, own, sampler=sampler, steps=steps, seed=seed):
             batch = to_uint8(batch)
             seconds += clock.seconds
             strip = batch[:STRIP].cpu() if strip is None else strip
-            yield batch
+            for sitting in sittings.values():
+                sitting.see(batch)
             bar.update(len(batch))
             clock = cost.Stopwatch()
-
-    with counting(model.denoiser) as counter:
-        part = judged(extractor, images(), len(own), kept=KEPT * len(own) // samples)
+    found = {key: sitting.verdict() for key, sitting in sittings.items()}
     made = -(-len(own) // sampling.BATCH) * sampling.BATCH  # the last batch is padded
-    parts = ranks.gathered((part, strip, {"seconds": seconds, "evaluations": counter.rows, "made": made}))
+    parts = ranks.gathered((found, strip, {"seconds": seconds, "evaluations": counter.rows, "made": made}))
     if not parts:
         return {}
     judgements, strips, numbers = zip(*parts, strict=True)
+    whole = {key: combined([judgement[key] for judgement in judgements]) for key in found}
     return {
-        "row": {"seed": seed} | score(combined(judgements), reference),
+        "seed": seed,
+        "scores": bench.scores(whole, samples),
         "strip": _png_strip(torch.cat(strips)[:STRIP]),
         **{name: sum(of_rank[name] for of_rank in numbers) for name in numbers[0]},
     }
@@ -224,15 +301,18 @@ def _summary(model, sampler, steps, found: list[dict]) -> dict:
     draw = partial(sample_batches, model, sampler=sampler, steps=steps)
     with cost.PeakMemory(device()) as memory:
         next(draw(range(sampling.BATCH)))
+    busy = cost.other_load()
     median, p95 = cost.latency_ms(lambda: next(draw([0], network_batch=1)), device())
     measured = {
         "latency_ms": median,
         "latency_p95_ms": p95,
         "throughput": made / sum(one["seconds"] for one in found),
         "peak_memory_mb": memory.megabytes,
+        "busy": busy,
     }
     nfe = sum(one["evaluations"] for one in found) / made
-    return {"seeds": [one["row"] for one in found], "nfe": nfe, "strip": found[0]["strip"], "measured": measured}
+    seeds = [{"seed": one["seed"], "scores": one["scores"]} for one in found]
+    return {"seeds": seeds, "nfe": nfe, "strip": found[0]["strip"], "measured": measured}
 
 
 def _png_strip(images: Tensor) -> str:

@@ -71,42 +71,76 @@ class Judged:
         return self.mu.size
 
 
-def judged(extractor: FeatureExtractor, batches: Iterable[torch.Tensor], total: int, *, kept: int = KEPT) -> Judged:
-    """Judge a stream of `total` uint8 images (n, c, h, w) that comes in batches of any sizes.
+class Sitting:
+    """A judge at work: it is shown batches of `total` uint8 images (n, c, h, w), of any sizes, and then asked.
 
-    The result does not depend on the sizes. kept: features of at most so many images, evenly spaced, are kept.
+    Several judges can so see one stream of images. The verdict does not depend on the sizes of the batches.
+    kept: features of at most so many images, evenly spaced, are kept.
     Raises OnestepError for fewer than two images, images that the extractor does not take, or another number of them.
     """
-    if total < 2:
-        raise OnestepError(f"{total} image cannot be scored; a distance needs at least 2")
-    keep = np.unique(np.linspace(0, total - 1, min(kept, total)).astype(np.int64)) if kept else np.empty(0, np.int64)
-    features = torch.empty(len(keep), extractor.dim)
-    moments, classes, seen = None, None, 0
-    for block, logits in _blocks(extractor, batches):
+
+    def __init__(self, extractor: FeatureExtractor, total: int, kept: int = KEPT):
+        if total < 2:
+            raise OnestepError(f"{total} image cannot be scored; a distance needs at least 2")
+        spaced = np.linspace(0, total - 1, min(kept, total)) if kept else np.empty(0)
+        self._keep = np.unique(spaced.astype(np.int64))
+        self._features = torch.empty(len(self._keep), extractor.dim)
+        self._extractor, self._total = extractor, total
+        self._moments, self._classes, self._seen = None, None, 0
+        self._images: list[torch.Tensor] = []  # shown, but fewer than the extractor takes at a time
+        self._judged: list[tuple] = []  # features and logits that are not yet a block
+
+    def see(self, batch: torch.Tensor) -> None:
+        """The next images."""
+        *whole, self._images = _portions([*self._images, batch], self._extractor.batch)
+        for images in whole:
+            self._judge(images)
+
+    def verdict(self) -> "Judged":
+        """What was found in all of them."""
+        for images in self._images:
+            self._judge(images)
+        self._images = []
+        self._enter_block()
+        if self._seen != self._total:
+            raise OnestepError(
+                f"{self._total} images were announced and {self._seen} came; the source changed, score it again"
+            )
+        features = self._features if len(self._keep) else None
+        return Judged(self._total, *self._moments.gaussian, features, self._classes)
+
+    def _judge(self, images: torch.Tensor) -> None:
+        self._judged.append(self._extractor.judge(images))
+        if sum(len(features) for features, _ in self._judged) >= _BLOCK:
+            self._enter_block()
+
+    def _enter_block(self) -> None:
+        """What waits enters the moments: `_BLOCK` rows at a time, whatever batches they came in."""
+        if not self._judged:
+            return
+        block, logits = _joined(self._judged)
+        self._judged = []
         bad = int((~block.isfinite()).any(1).sum())
         if bad:
             raise OnestepError(f"the features of {bad} images hold NaN or infinity; check the images and the judge")
-        moments = Moments.of(block) if moments is None else moments + Moments.of(block)
+        self._moments = _sum(self._moments, Moments.of(block))
         if logits is not None:
-            classes = metrics.Classes.of(logits) if classes is None else classes + metrics.Classes.of(logits)
-        low, high = np.searchsorted(keep, (seen, seen + len(block)))
-        features[low:high] = block[torch.from_numpy(keep[low:high] - seen)].cpu()
-        seen += len(block)
-    if seen != total:
-        raise OnestepError(f"{total} images were announced and {seen} came; the source changed, score it again")
-    return Judged(total, *moments.gaussian, features if kept else None, classes)
+            self._classes = _sum(self._classes, metrics.Classes.of(logits))
+        low, high = np.searchsorted(self._keep, (self._seen, self._seen + len(block)))
+        self._features[low:high] = block[torch.from_numpy(self._keep[low:high] - self._seen)].cpu()
+        self._seen += len(block)
 
 
-def _blocks(extractor, batches) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Features and logits, `_BLOCK` rows at a time."""
-    waiting: list[tuple] = []
-    for images in rebatched(batches, extractor.batch):
-        waiting.append(extractor.judge(images))
-        if sum(len(features) for features, _ in waiting) >= _BLOCK:
-            yield _joined(waiting)
-            waiting = []
-    if waiting:
-        yield _joined(waiting)
+def judged(extractor: FeatureExtractor, batches: Iterable[torch.Tensor], total: int, *, kept: int = KEPT) -> Judged:
+    """Judge a stream of `total` uint8 images; see `Sitting`, also for what is raised."""
+    sitting = Sitting(extractor, total, kept)
+    for batch in batches:
+        sitting.see(batch)
+    return sitting.verdict()
+
+
+def _sum(first, second):
+    return second if first is None else first + second
 
 
 def _joined(parts: list[tuple]) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -114,19 +148,11 @@ def _joined(parts: list[tuple]) -> tuple[torch.Tensor, torch.Tensor | None]:
     return torch.cat(features), None if logits[0] is None else torch.cat(logits)
 
 
-def rebatched(batches: Iterable[torch.Tensor], size: int) -> Iterator[torch.Tensor]:
-    """The same rows in batches of `size`, the last one shorter."""
-    waiting: list[torch.Tensor] = []
-    for batch in batches:
-        waiting.append(batch)
-        count = sum(map(len, waiting))
-        if count >= size:
-            rows = waiting[0] if len(waiting) == 1 else torch.cat(waiting)
-            whole = count - count % size
-            yield from rows[:whole].split(size)
-            waiting = [rows[whole:]] if whole < count else []
-    if waiting:
-        yield torch.cat(waiting)
+def _portions(batches: list[torch.Tensor], size: int) -> list:
+    """The same rows in tensors of `size`, and at the end a list of what is left, which is less than one."""
+    rows = batches[0] if len(batches) == 1 else torch.cat(batches)
+    whole = len(rows) - len(rows) % size
+    return [*rows[:whole].split(size), [rows[whole:]] if whole < len(rows) else []] if whole else [batches]
 
 
 def head(batches: Iterable[torch.Tensor], count: int) -> Iterator[torch.Tensor]:

@@ -174,6 +174,34 @@ def precision_recall(real: Features, fake: Features, k: int = 5) -> dict[str, fl
     }
 
 
+def nearest(points: Features, others: Features, *, skip_self: bool = False) -> torch.Tensor:
+    """Distance (n,) float64 of each of the points (n, d) to the nearest of others (m, d).
+
+    skip_self: they are one set, and no point is its own neighbour. Raises as `frechet_distance` does.
+    """
+    points, others = _same_width(points, others)
+    found = []
+    for rows, x in _tiles(points):
+        least = torch.full((len(x),), torch.inf, dtype=torch.float64, device=points.device)
+        for columns, y in _tiles(others):
+            distances = _squared_distances(x, y)
+            if skip_self and rows == columns:
+                distances.fill_diagonal_(torch.inf)
+            least = torch.minimum(least, distances.min(1).values)
+        found.append(least)
+    return torch.cat(found).sqrt()
+
+
+def neighbour_ratio(to_train: torch.Tensor, to_held_out: torch.Tensor) -> float:
+    """Median over images of the distance to the nearest training image over that to the nearest held-out image.
+
+    Both (n,), as `nearest` gives them. 0 where more than half of the images are in the training set.
+    """
+    # Where both are 0, an image is in both sets, and tells nothing.
+    known = (to_train > 0) | (to_held_out > 0)
+    return float((to_train[known] / to_held_out[known]).median()) if known.any() else float("nan")
+
+
 def _squared_radii(points: torch.Tensor, k: int) -> torch.Tensor:
     """Squared distance (n,) of each point to its k-th nearest other point."""
     radii = []

@@ -86,11 +86,17 @@ def warning(n: int, width: int) -> str:
     return ""
 
 
-def _features(*judged: Judged) -> list[torch.Tensor] | None:
-    """The features of all of them, on the device that is quick with them; None if one has none."""
-    if any(one.features is None for one in judged):
+def _as_many(samples: Judged, reference: Judged) -> list[torch.Tensor] | None:
+    """Features of samples, and of no more of the reference, evenly spaced; None if one has none.
+
+    Neighbourhoods shrink as a set grows, so the field compares sets of one size. On the device that is quick with them.
+    """
+    if samples.features is None or reference.features is None:
         return None
-    return [one.features.cuda() if torch.cuda.is_available() else one.features for one in judged]
+    count, there = min(len(samples.features), len(reference.features)), len(reference.features)
+    spaced = torch.arange(count) * there // count
+    found = [samples.features, reference.features[spaced]]
+    return [features.cuda() if torch.cuda.is_available() else features for features in found]
 
 
 @metric("fd_infinity", better="lower")
@@ -103,16 +109,16 @@ def _fd_infinity(samples: Judged, reference: Judged) -> float | None:
 
 @metric("kid", better="lower")
 def _kid(samples: Judged, reference: Judged) -> float | None:
-    found = _features(samples, reference)
+    found = _as_many(samples, reference)
     return metrics.kid(*found) if found else None
 
 
 @metric("precision", "recall", "density", "coverage", better="higher")
 def _neighbourhoods(samples: Judged, reference: Judged) -> dict | None:
-    found = _features(reference, samples)
+    found = _as_many(samples, reference)
     if not found or min(map(len, found)) <= NEIGHBOURS:
         return None
-    return metrics.precision_recall(*found, NEIGHBOURS)
+    return metrics.precision_recall(found[1], found[0], NEIGHBOURS)
 
 
 @metric("inception_score", better="higher")

@@ -82,7 +82,7 @@ def bundle(
     rows: dicts with the keys of `FIELDS` and of metrics: which is better, 'lower' or 'higher', of the metrics that are
     not among `FIELDS`, by name, so that whoever reads the bundle need not have what measured them. strips: dicts label,
     size, steps, sampler, train_seed, png (base64 of sample images side by side, drawn from the noise of sample indices
-    0, 1, 2, ... of sampling seed 0). recipes: by the hash in `recipe`, every setting by its name, 'kd.lr', without seeds.
+    0, 1, 2, ... of sampling seed 0). recipes: by the hash in `recipe`, every setting by name (kd.lr), without seeds.
     """
     known = FIELDS.keys() | (metrics or {}).keys()
     for row in rows:
