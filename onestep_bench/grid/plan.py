@@ -170,14 +170,19 @@ class _Stage:
     notebook: Notebook
     needs: tuple[str, ...]
     parameters: dict
-    over: dict[str, list]
+    over: list[list[dict]]  # of each axis its points, each the values of one name, or of several that move together
     bounds: dict  # gpus, limit, memory and takes of its cells
     cells: list[Cell] = field(default_factory=list)
 
     @property
-    def axes(self) -> Iterator[dict]:
-        """One dict per point of the cartesian product of the `over` lists."""
-        return (dict(zip(self.over, values, strict=True)) for values in itertools.product(*self.over.values()))
+    def points(self) -> Iterator[dict]:
+        """One dict per point of the cartesian product of the axes."""
+        return ({key: value for part in parts for key, value in part.items()} for parts in itertools.product(*self.over))
+
+    @property
+    def varied(self) -> list[str]:
+        """The names that the axes give values to."""
+        return [name for axis in self.over for name in axis[0]]
 
 
 def _read_stages(document: dict, path: Path, folder: Path) -> dict[str, _Stage]:
@@ -217,13 +222,16 @@ def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks
     declared = notebooks[file].declared
     parameters = _mapping(value.get("parameters", {}), f"{where}parameters")
     over = _mapping(value.get("over", {}), f"{where}over")
+    varied = [name for key in over for name in str(key).split("+")]
+    if twice := next((name for name in varied if varied.count(name) > 1), None):
+        raise OnestepError(f"{where}over: {twice!r} stands in two axes; keep one")
     return _Stage(
         name=name,
         where=where,
         notebook=notebooks[file],
         needs=_read_needs(value.get("needs", []), where),
         parameters={key: checked(key, given, declared, file, where) for key, given in parameters.items()},
-        over={key: _read_axis(key, values, parameters, declared, file, where) for key, values in over.items()},
+        over=[_read_axis(key, values, parameters, declared, file, where) for key, values in over.items()],
         bounds={**common, **_read_bounds(value, where)},
     )
 
@@ -255,12 +263,15 @@ def _read_needs(needs: object, where: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(str(need) for need in needs))
 
 
-def _read_axis(key: str, values: object, parameters: dict, declared: dict, file: str, where: str) -> list:
+def _read_axis(key: str, values: object, parameters: dict, declared: dict, file: str, where: str) -> list[dict]:
+    """The points of an axis. A key `a+b` gives each value to both."""
     if not isinstance(values, list) or not values:
         raise OnestepError(f"{where}over: {key!r} must be a list of one or more values, not {kind(values)}")
-    if key in parameters:
-        raise OnestepError(f"{where}{key!r} stands in both `parameters` and `over`; keep one")
-    return [checked(key, value, declared, file, where) for value in values]
+    names = str(key).split("+")
+    for name in names:
+        if name in parameters:
+            raise OnestepError(f"{where}{name!r} stands in both `parameters` and `over`; keep one")
+    return [{name: checked(name, value, declared, file, where) for name in names} for value in values]
 
 
 def _read_defaults(document: dict, stages: dict[str, _Stage], path: Path) -> dict:
@@ -289,7 +300,7 @@ def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
         }
         needed = [_by_shared_axes(stages[need], stage) for need in stage.needs]
         code = _code(stage.notebook)
-        for point in stage.axes:
+        for point in stage.points:
             cell = _cell(stage, {**common, **stage.parameters}, point, needed, code)
             # Equal digests would do the same work twice; equal ids (text '1' and number 1) would share one file.
             twin = twins.get(cell.digest) or twins.get(cell.id)
@@ -364,7 +375,7 @@ class _Needed:
 
 
 def _by_shared_axes(needed: _Stage, needy: _Stage) -> _Needed:
-    shared = tuple(axis for axis in needed.over if axis in needy.over)
+    shared = tuple(name for name in needed.varied if name in needy.varied)
     ids: dict[str, list[str]] = {}
     for cell in needed.cells:
         ids.setdefault(_shared_key(cell.parameters, shared), []).append(cell.id)

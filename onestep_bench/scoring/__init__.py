@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "evaluation": ["evaluate", "evaluate_images"],
         "judges": ["extractor", "FeatureExtractor"],
-        "references": ["judge", "names", "protocol", "reference", "Statistics"],
+        "references": ["judge", "names", "panel", "protocol", "reference", "Statistics"],
         "metrics": [
             "class_gap",
             "Classes",
@@ -23,10 +23,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "kid",
             "kid_subsets",
             "moments",
+            "nearest",
+            "neighbour_ratio",
             "precision_recall",
             "psnr",
         ],
         "qualities": ["METRICS", "metric"],
-        "rows": ["FIELDS", "MIME"],
+        "rows": ["FIELDS", "MIME", "mean"],
     },
 )

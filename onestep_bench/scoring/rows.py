@@ -92,6 +92,17 @@ def bundle(
     return {"rows": rows, "strips": strips} | {name: value for name, value in more.items() if value}
 
 
+def mean(scores: dict, steps: int | None = None, *, split: str = "test", field: str = "fid") -> float:
+    """Mean of a field over the sampling seeds of a bundle, before its first judge.
+
+    steps: of rows of several numbers of steps, which. Of data with one split that split counts.
+    """
+    rows = [row for row in scores["rows"] if row["features"] == scores["rows"][0]["features"]]
+    rows = [row for row in rows if row["split"] == split] or rows
+    values = [row[field] for row in rows if steps in (None, row["steps"])]
+    return sum(values) / len(values)
+
+
 def bundles_in(notebook: Path) -> Iterator[dict]:
     """Every score bundle in the outputs of one executed notebook.
 

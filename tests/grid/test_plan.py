@@ -45,6 +45,17 @@ def one(house: Path, stage: str) -> Cell:
     return plan(house, f"  teacher: {stage}").cells[0]
 
 
+def test_names_of_one_axis_move_together(house):
+    grid = plan(
+        house,
+        "  teacher: {notebook: teacher.ipynb, over: {seed: [0, 1]}}\n"
+        "  student: {notebook: teacher.ipynb, needs: [teacher], over: {seed+kimg: [0, 1], size: [0.05M]}}",
+    )
+    students = [cell for cell in grid.cells if cell.stage == "student"]
+    assert [(cell.parameters["seed"], cell.parameters["kimg"]) for cell in students] == [(0, 0), (1, 1)]
+    assert [cell.needs for cell in students] == [("teacher-seed=0",), ("teacher-seed=1",)]
+
+
 def test_cells_are_the_product_of_the_axes_with_readable_ids(house):
     grid = plan(house, "  teacher: {notebook: teacher.ipynb, over: {size: [0.05M, 0.2M], seed: [0, 1]}}")
     assert [cell.id for cell in grid.cells] == [
@@ -103,6 +114,8 @@ def test_an_int_serves_as_a_float(house):
         ("{notebook: teacher.ipynb, parameters: {note: 2020-01-01}}", "YAML reads .* as date; put it in quotes"),
         ("{notebook: teacher.ipynb, over: {seed: []}}", "over: 'seed' must be a list of one or more values"),
         ("{notebook: teacher.ipynb, over: {seed: 3}}", "over: 'seed' must be a list .* not int 3"),
+        ("{notebook: teacher.ipynb, over: {seed: [1], seed+size: [2]}}", "'seed' stands in two axes"),
+        ("{notebook: teacher.ipynb, over: {seed+sed: [1]}}", "no parameter 'sed'"),
         ("{notebook: teacher.ipynb, over: {seed: [1]}, parameters: {seed: 1}}", "in both `parameters` and `over`"),
         ("{notebook: teacher.ipynb, over: {seed: [1, 1]}}", "cells teacher-seed=1 and teacher-seed=1 are the same"),
         ("{notebook: teacher.ipynb, over: {note: [1, '1']}}", "cells teacher-note=1 and teacher-note=1 are the same"),
