@@ -48,12 +48,12 @@ def one(house: Path, stage: str) -> Cell:
 def test_names_of_one_axis_move_together(house):
     grid = plan(
         house,
-        "  teacher: {notebook: teacher.ipynb, over: {seed: [0, 1]}}\n"
-        "  student: {notebook: teacher.ipynb, needs: [teacher], over: {seed+kimg: [0, 1], size: [0.05M]}}",
+        "  teacher: {notebook: teacher.ipynb, over: {seed: [1, 2]}}\n"
+        "  student: {notebook: teacher.ipynb, needs: [teacher], over: {seed+kimg: [1, 2], size: [0.05M]}}",
     )
     students = [cell for cell in grid.cells if cell.stage == "student"]
-    assert [(cell.parameters["seed"], cell.parameters["kimg"]) for cell in students] == [(0, 0), (1, 1)]
-    assert [cell.needs for cell in students] == [("teacher-seed=0",), ("teacher-seed=1",)]
+    assert [(cell.parameters["seed"], cell.parameters["kimg"]) for cell in students] == [(1, 1), (2, 2)]
+    assert [cell.needs for cell in students] == [("teacher-seed=1",), ("teacher-seed=2",)]
 
 
 def test_cells_are_the_product_of_the_axes_with_readable_ids(house):
