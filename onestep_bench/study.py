@@ -327,17 +327,11 @@ def record(*bundles: dict) -> None:
 
     rows = [row for bundle in bundles for row in bundle["rows"]]
     strips = [strip for bundle in bundles for strip in bundle["strips"]]
-    metrics = {name: better for bundle in bundles for name, better in bundle.get("metrics", {}).items()}
-    # What a judge cannot tell is None, which has no mean; NaN has.
-    shown = ("precision", "recall", "class_gap", *metrics)
-    table = pd.DataFrame(rows).astype(dict.fromkeys(shown, float))
-    table = table.groupby(["label", "size", "kimg", "sampler", "steps"], sort=False, dropna=False).agg(
-        nfe=("nfe", "first"),
-        fid=("fid", "mean"),
-        std=("fid", "std"),
-        best=("fid", "min"),
-        **{name: (name, "mean") for name in shown},
+    metrics, recipes = (
+        {name: value for bundle in bundles for name, value in bundle.get(key, {}).items()}
+        for key in ("metrics", "recipes")
     )
+    table = _table(pd.DataFrame(rows), ["nn_ratio", "precision", "recall", "class_gap", *metrics])
     text = table.round(2).to_string()
     # Where a notebook or a shell of IPython runs, it is imported.
     if "IPython" not in sys.modules or sys.modules["IPython"].get_ipython() is None:
@@ -345,4 +339,24 @@ def record(*bundles: dict) -> None:
         return
     from IPython.display import display
 
-    display({MIME: bundle(rows, strips, metrics), "text/plain": text, "text/html": table.round(2).to_html()}, raw=True)
+    record = bundle(rows, strips, metrics, recipes)
+    display({MIME: record, "text/plain": text, "text/html": table.round(2).to_html()}, raw=True)
+
+
+def _table(rows, qualities: list[str]):
+    """Mean distances over sampling seeds, a column for each judge and split; qualities as the first judge sees them."""
+    import pandas as pd
+
+    keys = ["label", "size", "kimg", "passes", "sampler", "steps", "nfe"]
+    # What a judge cannot tell, or a model from elsewhere has not, is None, which has no mean; NaN has.
+    rows = rows.astype(dict.fromkeys([*qualities, "kimg", "passes"], float))
+    first = rows["features"].iloc[0]
+    columns = {}
+    for (judge, split), group in sorted(
+        rows.groupby(["features", "split"]), key=lambda item: (item[0][0] != first, item[0])
+    ):
+        columns[f"{judge}, {split}"] = group.groupby(keys, sort=False, dropna=False)["fid"].mean()
+    split = "test" if "test" in set(rows["split"]) else rows["split"].iloc[0]
+    seen = rows[(rows["features"] == first) & (rows["split"] == split)].groupby(keys, sort=False, dropna=False)
+    columns["±"] = seen["fid"].std()
+    return pd.DataFrame(columns | {name: seen[name].mean() for name in qualities}).reindex(seen["fid"].mean().index)

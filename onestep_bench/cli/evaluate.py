@@ -8,6 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from onestep_bench import data, study
+from onestep_bench.data.registry import SPLITS
 from onestep_bench.data.streams import images_at
 from onestep_bench.errors import OnestepError
 from onestep_bench.models import zoo
@@ -25,7 +26,8 @@ def rows_of(
     source: Path | str,
     dataset: str,
     *,
-    features: str = "auto",
+    features: Sequence[str] = ("auto",),
+    splits: Sequence[str] = SPLITS,
     reference: Path | None = None,
     samples: int | None = None,
     label: str | None = None,
@@ -42,12 +44,12 @@ def rows_of(
     against = references.Statistics(dataset, reference) if reference else data.load(dataset)
     found = _model_at(source)
     label = label or (found or Path(source)).resolve().name.removesuffix(".zip")
+    judging = {"label": label, "features": features, "splits": splits, "samples": samples}
     if found:
         model = study.pretrained(found, None if reference else against)
         how = {"sampler": sampler, "steps": steps, "seeds": seeds}
-        return evaluation.evaluate(model, against, label=label, features=features, samples=samples, **how)["rows"]
-    images = images_at(Path(source))
-    return evaluation.evaluate_images(images, against, label=label, features=features, samples=samples)["rows"]
+        return evaluation.evaluate(model, against, **judging, **how)["rows"]
+    return evaluation.evaluate_images(images_at(Path(source)), against, **judging)["rows"]
 
 
 def _model_at(source: Path | str) -> Path | None:
@@ -60,21 +62,33 @@ def _model_at(source: Path | str) -> Path | None:
 
 
 def table(rows: Sequence[dict]) -> list[tuple[str, ...]]:
-    """A heading and a line for each number of steps: mean, standard deviation and minimum over sampling seeds.
+    """A heading, and a line for each number of steps, judge and split: mean, deviation and minimum over sampling seeds.
 
     The minimum is there because papers quote it.
     """
-    heading = ("label", "steps", "NFE", "images", "FID", "± std", "min", "FD inf", "KID", "precision", "recall")
-    heading = (*heading, *_further(rows))
-    return [heading, *(_line(list(group)) for _, group in groupby(rows, key=lambda row: row["steps"]))]
+    heading = ("label", "steps", "NFE", "images", "judge", "split", "FID", "± std", "min")
+    heading = (*heading, *_NAMES.values(), *_further(rows))
+    kinds = groupby(rows, key=lambda row: (row["steps"], row["features"], row["split"]))
+    return [heading, *(_line(list(group)) for _, group in kinds)]
+
+
+_NAMES = {
+    "floor": "floor",
+    "fd_infinity": "FD inf",
+    "kid": "KID",
+    "precision": "precision",
+    "recall": "recall",
+    "nn_ratio": "nn ratio",
+}
 
 
 def _line(rows: list[dict]) -> tuple[str, ...]:
     first, fids = rows[0], [row["fid"] for row in rows]
     spread = f"{statistics.stdev(fids):.2g}" if len(fids) > 1 else "-"
-    means = [_mean(rows, name) for name in ("fd_infinity", "kid", "precision", "recall", *_further(rows))]
+    means = [_mean(rows, name) for name in (*_NAMES, *_further(rows))]
     fid = [f"{statistics.mean(fids):.5g}", spread, f"{min(fids):.5g}"]
-    return (str(first["label"]), *(_text(first[name]) for name in ("steps", "nfe", "samples")), *fid, *means)
+    about = [_text(first[name]) for name in ("label", "steps", "nfe", "samples", "features", "split")]
+    return (*about, *fid, *means)
 
 
 def _further(rows: Sequence[dict]) -> list[str]:

@@ -115,13 +115,17 @@ def _add_evaluate(commands) -> None:
     )
     sub.add_argument("source", metavar="SOURCE", help=what)
     _add_store(sub)
-    reference = "the reference: a data set's training images; see onestep-bench list datasets"
+    reference = "the reference; see onestep-bench list datasets"
     sub.add_argument("--dataset", required=True, metavar="NAME|PATH", help=reference)
     sub.add_argument(
         "--reference", type=Path, metavar="FILE", help="its statistics instead: npz or pkl of mu and sigma"
     )
-    judge = "feature extractor; default: auto, one that fits the data; see onestep-bench list judges"
-    sub.add_argument("--features", default="auto", metavar="JUDGE", help=judge)
+    judge = (
+        "judges; default: auto, one that fits the data; one alone has pixels beside it; see onestep-bench list judges"
+    )
+    sub.add_argument("--features", nargs="+", default=["auto"], metavar="JUDGE", help=judge)
+    splits = "images of the data set to score against: train, test or all; default: train test"
+    sub.add_argument("--splits", nargs="+", default=["train", "test"], metavar="SPLIT", help=splits)
     sub.add_argument("--samples", type=int, metavar="N", help="images to score; default: as many as there are")
     sub.add_argument("--label", metavar="TEXT", help="what tables call it; default: the name of SOURCE")
     sub.add_argument("-o", "--output", type=Path, metavar="FILE", help="write the rows to a .json or .csv")

@@ -177,7 +177,9 @@ class _Stage:
     @property
     def points(self) -> Iterator[dict]:
         """One dict per point of the cartesian product of the axes."""
-        return ({key: value for part in parts for key, value in part.items()} for parts in itertools.product(*self.over))
+        return (
+            {key: value for part in parts for key, value in part.items()} for parts in itertools.product(*self.over)
+        )
 
     @property
     def varied(self) -> list[str]:

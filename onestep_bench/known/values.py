@@ -180,7 +180,10 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("method", _one_of("methods")),
     ("sampler|pair_sampler", _one_of("samplers")),
     ("samplers", _some("samplers", _one_of("samplers"))),
-    ("features", _one_of("judges", "auto")),
+    ("features", _some("judges", _one_of("judges", "auto"))),
+    ("splits", _some("splits", _choice("train", "test", "all"))),
+    ("reals", _choice("data", "teacher")),
+    ("purpose", _choice("result", "search")),
     ("variants", _each(_one_of("variants"))),
     ("map|other_maps", _each(_one_of("maps"))),
     ("schedule", _one_of("schedules")),
@@ -193,7 +196,8 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("predicts", _choice("v", "eps")),
     ("steps|student_levels", _some("numbers of steps", _count)),
     ("seeds", _some("seeds", _any_number)),
-    ("budgets", _some("budgets", _positive)),
+    ("budgets|snapshots", _some("budgets", _positive)),
+    ("folds", _each(_count)),
     ("samples", _number("2 or more, which a distance needs", lambda value: value >= 2)),
     ("lr", _rate),
     (r"\w+_lr|(\w+_)?kimg", _positive),
@@ -211,20 +215,20 @@ def _test_of(name: str) -> Check | None:
 # ---- what the data must have -----------------------------------------------------------------------------------------
 
 
-_ASKING_LABELS = (("conditional", True), ("features", "classifier"))
-
-
 def _check_data(everything: dict, folder: Path, where: str) -> None:
     """Refuse what the data set cannot give, where that can be told without decoding it."""
     dataset, features = everything.get("dataset"), everything.get("features")
     if not isinstance(dataset, str):
         return
+    judges = features if isinstance(features, list) else [features]
     side = known("datasets")[dataset].side if dataset in known("datasets") else None
-    if features == "digits" and side not in (None, 8):
+    if "digits" in judges and side not in (None, 8):
         raise OnestepError(
             f"{where}'features' must be auto or another judge: {dataset} has {side}x{side}, and digits 8x8"
         )
-    asking = [f"{name}: {value}" for name, value in _ASKING_LABELS if everything.get(name) == value]
+    asking = ["features: classifier"] * ("classifier" in judges) + ["conditional: True"] * (
+        everything.get("conditional") is True
+    )
     if asking and _unlabelled(dataset, folder):
         raise OnestepError(f"{where}{asking[0]!r} needs labels, and {dataset} has none; give it a dataset.json")
 

@@ -158,9 +158,9 @@ def _against(data: Dataset | Statistics, splits: Sequence[str]) -> list[Dataset 
     """The references: of the splits asked for those that there are, else what was given."""
     if isinstance(data, Statistics):
         return [data]
-    unknown = [split for split in splits if split not in (*SPLITS, data.split)]
+    unknown = [split for split in splits if split not in (*SPLITS, "all")]
     if unknown or not splits:
-        raise OnestepError(f"splits are of {', '.join(SPLITS)}, not {unknown[0] if unknown else 'none'!r}")
+        raise OnestepError(f"splits are of {', '.join(SPLITS)} and all, not {unknown[0] if unknown else 'none'!r}")
     return [data.on(split) for split in splits if split in data.splits] or [data]
 
 
