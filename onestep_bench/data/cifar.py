@@ -1,4 +1,7 @@
-"""CIFAR-10 as its author packs it (Krizhevsky 2009): five training batches, pickles of Python 2 or plain bytes."""
+"""CIFAR-10 as its author packs it (Krizhevsky 2009): five training batches and one to test with.
+
+They are pickles of Python 2 or plain bytes.
+"""
 
 import tarfile
 import tempfile
@@ -11,10 +14,13 @@ from onestep_bench.data import pickles
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import replacing
 
-# Folder in the archive -> its five batches. The order of the images is the same in both.
+# Folder in the archive -> the batches of each split. The order of the images is the same in both.
 LAYOUTS = {
-    "cifar-10-batches-py": tuple(f"data_batch_{i}" for i in range(1, 6)),
-    "cifar-10-batches-bin": tuple(f"data_batch_{i}.bin" for i in range(1, 6)),
+    f"cifar-10-batches-{kind}": {
+        "train": tuple(f"data_batch_{i}{ending}" for i in range(1, 6)),
+        "test": (f"test_batch{ending}",),
+    }
+    for kind, ending in (("py", ""), ("bin", ".bin"))
 }
 _RECORD = 1 + 3 * 32 * 32  # a label and the three planes of an image
 _LARGEST_BATCH = 1 << 26
@@ -22,21 +28,24 @@ _LARGEST_BATCH = 1 << 26
 Arrays = tuple[np.ndarray, np.ndarray]
 
 
-def read_folder(folder: Path) -> Arrays:
-    """Training images (50000, 3, 32, 32) uint8 and labels (50000,) of an unpacked folder, named as in `LAYOUTS`."""
+def read_folder(folder: Path, split: str = "train") -> Arrays:
+    """Images (n, 3, 32, 32) uint8 and labels (n,) of an unpacked folder named as in `LAYOUTS`.
+
+    split: 'train', of 50,000 images, or 'test', of 10,000.
+    """
     read = _read_pickle if folder.name == "cifar-10-batches-py" else _read_binary
-    images, labels = zip(*(read(folder / name) for name in LAYOUTS[folder.name]), strict=True)
+    images, labels = zip(*(read(folder / name) for name in LAYOUTS[folder.name][split]), strict=True)
     return np.concatenate(images), np.concatenate(labels)
 
 
-def folder_in(root: Path) -> Path | None:
-    """The folder of `LAYOUTS` that lies in `root` with all its batches, or None."""
-    whole = (root / name for name, batches in LAYOUTS.items() if all((root / name / b).exists() for b in batches))
-    return next(whole, None)
+def folder_in(root: Path, split: str = "train") -> Path | None:
+    """The folder of `LAYOUTS` that lies in `root` with all batches of a split, or None."""
+    folders = (root / name for name in LAYOUTS)
+    return next((it for it in folders if all((it / batch).exists() for batch in LAYOUTS[it.name][split])), None)
 
 
-def unpack(archive: Path, root: Path) -> Path:
-    """Unpack the batches of an archive (gzipped tar), and nothing else, into their folder in `root`.
+def unpack(archive: Path, root: Path, split: str = "train") -> Path:
+    """Unpack the batches of a split from an archive (gzipped tar), and nothing else, into their folder in `root`.
 
     Raises OnestepError for an archive that is damaged or holds neither layout whole.
     """
@@ -46,7 +55,7 @@ def unpack(archive: Path, root: Path) -> Path:
             folder = next((folder for folder in LAYOUTS if any(name.startswith(f"{folder}/") for name in names)), None)
             if folder is None:
                 raise KeyError("no batches of CIFAR-10")
-            for name in LAYOUTS[folder]:
+            for name in LAYOUTS[folder][split]:
                 content = tar.extractfile(names[f"{folder}/{name}"]).read(_LARGEST_BATCH)
                 with replacing(root / folder / name) as temporary:
                     temporary.write_bytes(content)
@@ -66,7 +75,7 @@ def is_archive(path: Path) -> bool:
 
 
 def read_archive(archive: Path) -> Arrays:
-    """As `read_folder`, of an archive, leaving nothing behind."""
+    """As `read_folder`, the training images of an archive, leaving nothing behind."""
     with tempfile.TemporaryDirectory() as root:
         return read_folder(unpack(archive, Path(root)))
 

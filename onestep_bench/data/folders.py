@@ -10,6 +10,7 @@ import numpy as np
 
 from onestep_bench.data.archives import Archive, decode, describe, image_names, opened
 from onestep_bench.data.registry import Arrays
+from onestep_bench.data.splits import SPLITS, is_test, rows_of
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import replacing
 
@@ -19,11 +20,16 @@ _NUMBERED = re.compile(r"(\d{5,})/(?:img)?(\d{5,})\.\w+")
 _MAPPED = 1 << 26  # bytes from which on decoded images are mapped from a file
 
 
-def read_source(source: Path) -> Arrays:
-    """All images of a folder, zip or tar, and their labels. Raises OnestepError for what is damaged or unlike."""
+def read_source(source: Path, split: str) -> Arrays:
+    """The images of a split of a folder, zip or tar, and their labels; there may be none.
+
+    Raises OnestepError for what is damaged or unlike.
+    """
     with opened(source) as archive:
         files = image_names(source, archive.files)
-        return _read_images(archive, files), read_labels(archive, files)
+        images, rows = _read_images(archive, files, split)
+        labels = read_labels(archive, files)
+        return images, None if labels is None else labels[rows]
 
 
 def read_labels(archive: Archive, images: list[str]) -> np.ndarray | None:
@@ -75,31 +81,50 @@ def _is_numbered(path: PurePosixPath) -> bool:
     return folder in (number // 1000, number - number % 1000)
 
 
-def _read_images(archive: Archive, files: list[str]) -> np.ndarray:
-    """All images in one array (n, c, h, w), in memory if it is small.
-
-    A larger set is decoded once into a file and mapped from there: it needs no memory of its own, starts at once the
-    second time, and is shared by all processes of a machine. The file is named by the content of the archive.
-    """
+def _read_images(archive: Archive, files: list[str], split: str) -> tuple[np.ndarray, np.ndarray]:
+    """The images of a split in one array (n, c, h, w), in memory if the set is small; and their rows in `files`."""
     first = decode(archive.path, files[0], archive.read)
     height, width = first.shape[1:]
     if height != width:
         raise OnestepError(f"{archive.path}: {files[0]} is {width}x{height}; images must be square, so crop them first")
-    shape = (len(files), *first.shape)
-    if first.size * len(files) < _MAPPED:
-        images = np.empty(shape, np.uint8)
-        for index, image in enumerate(_alike(archive, files, first)):
-            images[index] = image
-        return images
+    if first.size * len(files) >= _MAPPED:
+        return _mapped(archive, files, first, split)
+    images = np.empty((len(files), *first.shape), np.uint8)
+    for index, image in enumerate(_alike(archive, files, first)):
+        images[index] = image
+    rows = rows_of(map(is_test, images), split)
+    return (images if len(rows) == len(images) else images[rows]), rows
+
+
+def _mapped(archive: Archive, files: list[str], first: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
+    """As `_read_images`: decoded once into a file, and mapped from there.
+
+    So it needs no memory of its own, starts at once the second time, and is shared by all processes of a machine. Each
+    split has its file, named by the content of the archive; a small one beside them says which image is in which.
+    """
     folder = Path(os.environ.get("ONESTEP_CACHE") or "~/.cache/onestep_bench/decoded").expanduser()
-    file = folder / f"{archive.key}.npy"
-    if not _is_array(file, shape):
-        with replacing(file) as temporary, open(temporary, "wb") as out:
-            # Written and not mapped: a full disk is then an error and not a crash.
-            np.lib.format.write_array_header_1_0(out, {"descr": "|u1", "fortran_order": False, "shape": shape})
+    file, sides = folder / f"{archive.key}.{split}", folder / f"{archive.key}.sides"
+    if not (_has(sides, len(files)) and _has(file, len(_rows_in(sides, split)) * first.size)):
+        # Written and not mapped: a full disk is then an error and not a crash.
+        with replacing(sides) as told, replacing(file) as pixels, open(told, "wb") as tests, open(pixels, "wb") as out:
             for image in _alike(archive, files, first):
-                out.write(image.tobytes())
-    return np.load(file, mmap_mode="c")  # c: nobody writes to it, but torch wants to be able to
+                test = is_test(image)
+                tests.write(bytes([test]))
+                if split not in SPLITS or test == (split == "test"):
+                    out.write(image.tobytes())
+    rows = _rows_in(sides, split)
+    if not len(rows):
+        return np.empty((0, *first.shape), np.uint8), rows
+    # c: nobody writes to it, but torch wants to be able to
+    return np.memmap(file, np.uint8, "c", shape=(len(rows), *first.shape)), rows
+
+
+def _rows_in(sides: Path, split: str) -> np.ndarray:
+    return rows_of(np.fromfile(sides, bool), split)
+
+
+def _has(file: Path, size: int) -> bool:
+    return file.is_file() and file.stat().st_size == size
 
 
 def _alike(archive: Archive, files: list[str], first: np.ndarray) -> Iterator[np.ndarray]:
@@ -111,11 +136,3 @@ def _alike(archive: Archive, files: list[str], first: np.ndarray) -> Iterator[np
                 f"{archive.path}: {file} is {describe(image)} but {files[0]} is {describe(first)}; make them all alike"
             )
         yield image
-
-
-def _is_array(file: Path, shape: tuple[int, ...]) -> bool:
-    try:
-        found = np.load(file, mmap_mode="r")
-    except (OSError, ValueError, EOFError):
-        return False
-    return found.shape == shape and found.dtype == np.uint8

@@ -2,7 +2,8 @@
 
 import hashlib
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,8 @@ import torch
 
 from onestep_bench.data import sets  # noqa: F401  (registers them)
 from onestep_bench.data.folders import read_source
-from onestep_bench.data.registry import LOADERS, Dataset
+from onestep_bench.data.registry import LOADERS, Arrays, Dataset, arrays_of
+from onestep_bench.data.splits import SHARE, check_split
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.known import plugins
 from onestep_bench.store.files import data_digest, data_state
@@ -23,23 +25,31 @@ def names() -> list[str]:
     return sorted(LOADERS)
 
 
-def load(name: str, path: Path | str | None = None) -> Dataset:
-    """The training images of a registered data set, of an EDM data set zip, or of a folder or tar of images.
+def load(name: str, path: Path | str | None = None, *, split: str = "train") -> Dataset:
+    """A split of a registered data set, of an EDM data set zip, or of a folder or tar of images.
 
     Files are looked for under `path`, else under the folder that ONESTEP_DATA names, else under
     ~/.cache/onestep_bench/data. A registered set that is not there is downloaded and its checksum verified.
     Labels of zips and folders come from their dataset.json (the layout of NVlabs/edm); without it, sub-folders are
     classes, sorted by name, if every image lies in one (`folders.classes_of`); else there are none.
-    Raises OnestepError for an unknown name, a missing, damaged or inconsistent file, or a failed download.
+
+    split: 'train', 'test', or 'all', the whole source: for zips that published statistics are of. A registered set
+    says itself which images are which. Of zips, folders and tars one image in ten is to test with, by the hash of its
+    pixels: whatever else lies beside it, and its copies with it. What is too large for the memory is mapped from a
+    decoded file, one for each split that was asked for.
+    `on` of what is returned gives the other split of the same source.
+    Raises OnestepError for an unknown name or split, a split without images, a missing, damaged or inconsistent file,
+    or a failed download.
     """
+    check_split(split)
     if path is not None and not Path(path).expanduser().is_dir():
         raise OnestepError(f"data folder {path} does not exist; create it or correct the path")
     if name in names():
-        return _checked(name, *LOADERS[name](_root(path)))
-    source = find(name, path)
+        return _loaded(name, partial(arrays_of, name, _root(path).absolute()), split)
+    source = find(name, path).absolute()
     if os.environ.get(SCRATCH):  # read once more, by a grid's cell alone
-        note(data=str(source.absolute()), **data_state(source), sha256=data_digest(source))
-    return _checked(source.resolve().name.removesuffix(".zip"), *read_source(source))
+        note(data=str(source), **data_state(source), sha256=data_digest(source))
+    return _loaded(source.resolve().name.removesuffix(".zip"), partial(read_source, source), split)
 
 
 def find(name: str, path: Path | str | None = None) -> Path:
@@ -58,12 +68,18 @@ def _root(path: Path | str | None) -> Path:
     return Path(path or os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
 
 
-def _checked(name: str, images: np.ndarray, labels: np.ndarray | None) -> Dataset:
+def _loaded(name: str, read: Callable[[str], Arrays], split: str) -> Dataset:
+    images, labels = read(split)
     if labels is not None and len(labels) != len(images):
         raise OnestepError(f"{name} has {len(images)} images but {len(labels)} labels; fetch its files afresh")
+    if not len(images):
+        raise OnestepError(
+            f"{name} has no {split} images: about one in {SHARE} is to test with; add some, or take split 'all'"
+        )
     labels = None if labels is None else np.asarray(labels, np.int64)
     digest = digest_of(images.shape, [np.ascontiguousarray(images)], labels)
-    return Dataset(name, torch.from_numpy(images), None if labels is None else torch.from_numpy(labels), digest)
+    tensors = torch.from_numpy(images), None if labels is None else torch.from_numpy(labels)
+    return Dataset(name, *tensors, digest, split, partial(_loaded, name, read))
 
 
 def digest_of(shape: tuple[int, ...], pixels: Iterable[np.ndarray], labels: np.ndarray | None) -> str:

@@ -1,5 +1,6 @@
 """What a data set is, and the register of those known by name."""
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -7,22 +8,29 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from onestep_bench.data.splits import SPLITS, WHOLE, check_split, is_test, rows_of
+from onestep_bench.errors import OnestepError
+
 Arrays = tuple[np.ndarray, np.ndarray | None]
-LOADERS: dict[str, Callable[[Path], Arrays]] = {}
+Loader = Callable[[Path], Arrays] | Callable[[Path, str], Arrays]
+LOADERS: dict[str, Loader] = {}
 
 
 @dataclass(frozen=True, eq=False)
 class Dataset:
-    """Images in memory, with their labels and a hash of both.
+    """Images of one split in memory, with their labels and a hash of both.
 
     images: uint8 (n, c, h, w) with h = w. labels: int64 (n,), or None where the set has none.
-    digest: 16 hexadecimal digits that change with any pixel or label.
+    digest: 16 hexadecimal digits that change with any pixel or label. split: 'train', 'test', or 'all' of the source.
+    other: loads a split of the same source; None of images made by hand, which have one only.
     """
 
     name: str
     images: torch.Tensor = field(repr=False)
     labels: torch.Tensor | None = field(repr=False)
     digest: str
+    split: str = "train"
+    other: Callable[[str], "Dataset"] | None = field(default=None, repr=False)
 
     def __len__(self) -> int:
         return len(self.images)
@@ -52,12 +60,47 @@ class Dataset:
         """Images of each class; empty when there are no labels."""
         return [] if self.labels is None else torch.bincount(self.labels).tolist()
 
+    @property
+    def splits(self) -> tuple[str, ...]:
+        """('train', 'test'); empty for images made by hand, which nobody split."""
+        return SPLITS if self.other else ()
 
-def dataset(name: str) -> Callable[[Callable[[Path], Arrays]], Callable[[Path], Arrays]]:
-    """Register a function from the data folder to (images uint8 (n, c, h, w), labels (n,) or None) under `name`."""
+    def on(self, split: str) -> "Dataset":
+        """The same source's images of a split, 'train', 'test' or 'all'; itself for its own.
 
-    def register(loader: Callable[[Path], Arrays]) -> Callable[[Path], Arrays]:
+        Raises OnestepError for another name, for images made by hand, and as `data.load` does.
+        """
+        check_split(split)
+        if split == self.split:
+            return self
+        if self.other is None:
+            raise OnestepError(f"{self.name} has no {split} images: it was made by hand; data.load gives both splits")
+        return self.other(split)
+
+
+def dataset(name: str) -> Callable[[Loader], Loader]:
+    """Register a function from the data folder to (images uint8 (n, c, h, w), labels (n,) or None) under `name`.
+
+    It gives the whole set, which is then split by `splits.is_test`. One of two arguments, (folder, 'train' or 'test'),
+    gives that split: of a set whose authors split it.
+    """
+
+    def register(loader: Loader) -> Loader:
         LOADERS[name] = loader
         return loader
 
     return register
+
+
+def arrays_of(name: str, root: Path, split: str) -> Arrays:
+    """Images and labels of a split of a registered data set; 'all' of one that its authors split: train, then test."""
+    loader = LOADERS[name]
+    if len(inspect.signature(loader).parameters) > 1:
+        parts = [loader(root, part) for part in (SPLITS if split == WHOLE else [split])]
+        images, labels = zip(*parts, strict=True)
+        return np.concatenate(images), None if labels[0] is None else np.concatenate(labels)
+    images, labels = loader(root)
+    if split == WHOLE:
+        return images, labels
+    rows = rows_of(map(is_test, images), split)
+    return images[rows], None if labels is None else np.asarray(labels)[rows]

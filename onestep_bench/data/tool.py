@@ -1,6 +1,5 @@
 """Data sets in the layout of NVlabs/edm: a zip of PNG images in numbered folders, and their labels in dataset.json."""
 
-import hashlib
 import io
 import itertools
 import json
@@ -19,6 +18,7 @@ from onestep_bench.data.archives import decode, image_names, opened, picture
 from onestep_bench.data.folders import classes_of, read_labels
 from onestep_bench.data.loading import digest_of, find, load
 from onestep_bench.data.loading import names as registered
+from onestep_bench.data.splits import fingerprint, is_test
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import file_digest, replacing
 
@@ -144,12 +144,14 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 @dataclass
 class Check:
-    """What a data set holds. problems: why it cannot be trained on, empty if it can; digest: then `Dataset.digest`.
+    """What a data set holds. problems: why it cannot be trained on, empty if it can; digest: then that of all images.
 
-    sizes: number of images by (width, height, channels). duplicates: images whose pixels are those of an earlier one.
+    tests: how many images are to test with, the others to train on. sizes: number of images by (width, height,
+    channels). duplicates: images whose pixels are those of an earlier one.
     """
 
     count: int = 0
+    tests: int = 0
     sizes: Counter = field(default_factory=Counter)
     labels: str = "none"
     duplicates: int = 0
@@ -163,7 +165,8 @@ class Check:
             f"{number} of {width}x{height} {'grey' if channels == 1 else 'colour'}"
             for (width, height, channels), number in self.sizes.most_common(_SHOWN)
         )
-        told = [f"images: {self.count}", f"sizes: {sizes or 'none'}", f"labels: {self.labels}"]
+        told = [f"images: {self.count}", f"splits: {self.count - self.tests} train, {self.tests} test"]
+        told += [f"sizes: {sizes or 'none'}", f"labels: {self.labels}"]
         told.append(f"duplicates: {self.duplicates}" + (" images equal an earlier one" if self.duplicates else ""))
         told += [f"digest: {self.digest}"] if self.digest else []
         told += [f"SHA-256: {self.sha256}"] if self.sha256 else []
@@ -184,12 +187,13 @@ def check_named(name: str) -> Check:
     """
     if name not in registered():
         return check(find(name))
-    data = load(name)
+    data = load(name, split="all")
     channels, height, width = data.shape
     labels = None if data.labels is None else data.labels.numpy()
-    found = Check(count=len(data), sizes=Counter({(width, height, channels): len(data)}), digest=data.digest)
+    sizes = Counter({(width, height, channels): len(data)})
+    found = Check(count=len(data), tests=len(data) - len(load(name)), sizes=sizes, digest=data.digest)
     found.labels = _in_words(labels)
-    found.duplicates = len(data) - len({_fingerprint(image) for image in data.images.numpy()})
+    found.duplicates = len(data) - len({fingerprint(image) for image in data.images.numpy()})
     return found
 
 
@@ -241,12 +245,6 @@ def _origin(labels: np.ndarray | None, files: list[str], images: list[str]) -> s
     return " (the sub-folders are no classes)" if any("/" in name for name in images) else ""
 
 
-def _fingerprint(image: np.ndarray) -> bytes:
-    """Of the pixels (c, h, w), for telling equal images."""
-    pixels = np.ascontiguousarray(image)
-    return hashlib.blake2b(pixels.data, digest_size=16, key=repr(pixels.shape).encode()).digest()
-
-
 def _looked_at(source: Path, names: list[str], read, found: Check) -> Iterator[np.ndarray]:
     """Pixels (c, h, w) of each image that can be read; sizes, duplicates and problems go into `found`."""
     seen: set[bytes] = set()
@@ -258,7 +256,8 @@ def _looked_at(source: Path, names: list[str], read, found: Check) -> Iterator[n
             continue
         channels, height, width = pixels.shape
         found.sizes[width, height, channels] += 1
-        digest = _fingerprint(pixels)
+        digest = fingerprint(pixels)
         found.duplicates += digest in seen
+        found.tests += is_test(pixels)
         seen.add(digest)
         yield pixels

@@ -42,6 +42,11 @@ def fails(match, *args):
     assert "\n" not in str(caught.value)
 
 
+def whole(*args):
+    """A source too small to be split."""
+    return load(*args, split="all")
+
+
 def pixels(n=4, channels=3, size=6, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (n, channels, size, size), dtype=np.uint8)
 
@@ -76,21 +81,21 @@ def write_zip(path, members):
 def test_digits_are_embedded():
     digits = load("digits")
     assert digits.images.dtype == torch.uint8
-    assert len(digits) == 1797
+    assert len(digits) == 899
     assert digits.shape == (1, 8, 8)
     assert (digits.resolution, digits.channels, digits.num_classes) == (8, 1, 10)
-    assert sum(digits.class_counts) == 1797
+    assert sum(digits.class_counts) == 899
     assert (digits.images.min(), digits.images.max()) == (0, 255)
-    assert digits.digest == "ac2213023a1dd19f"
+    assert digits.digest == "9014eb996228bfd5"
 
 
 def test_digest_follows_pixels_and_labels(tmp_path):
     images = pixels()
     variants = [None, [0, 1, 1, 0], [0, 1, 1, 1], [0, 1, 1, 0]]
     folders = [write_folder(tmp_path / str(i), images, labels) for i, labels in enumerate(variants)]
-    digests = [load(str(folder)).digest for folder in folders]
+    digests = [whole(str(folder)).digest for folder in folders]
     images[0, 0, 0, 0] ^= 1
-    digests.append(load(str(write_folder(tmp_path / "other", images))).digest)
+    digests.append(whole(str(write_folder(tmp_path / "other", images))).digest)
     assert digests[1] == digests[3]
     assert len(set(digests)) == 4
 
@@ -122,7 +127,7 @@ def test_a_new_data_set_is_one_function(monkeypatch, tmp_path):
         return pixels(3), np.array([0, 2, 2])
 
     assert "squares" in data.names()
-    assert load("squares", tmp_path).class_counts == [1, 0, 2]
+    assert whole("squares", tmp_path).class_counts == [1, 0, 2]
 
 
 # --- folders and zips
@@ -131,7 +136,7 @@ def test_a_new_data_set_is_one_function(monkeypatch, tmp_path):
 @pytest.mark.parametrize("channels", [1, 3])
 def test_folder_is_read_in_sorted_order_with_its_labels(tmp_path, channels):
     images = pixels(channels=channels)
-    found = load(str(write_folder(tmp_path / "pictures", images, [2, 0, 1, 1])))
+    found = whole(str(write_folder(tmp_path / "pictures", images, [2, 0, 1, 1])))
     assert found.name == "pictures"
     assert np.array_equal(found.images, images)
     assert found.labels.tolist() == [2, 0, 1, 1]
@@ -145,7 +150,7 @@ def test_unlabelled_folder_of_folders(tmp_path):
     (tmp_path / "a.png").write_bytes(png(first))
     (tmp_path / "b" / "._x.png").write_bytes(b"left by a file manager")
     (tmp_path / "notes.txt").write_text("not an image")
-    found = load(str(tmp_path))
+    found = whole(str(tmp_path))
     assert np.array_equal(found.images, [first, second])
     assert found.labels is None
     assert found.num_classes == 0
@@ -181,14 +186,14 @@ def packed(kind, folder, members):
 @pytest.mark.parametrize("kind", ["folder", "zip", "tar"])
 def test_sub_folders_are_classes_in_the_order_of_their_names(tmp_path, kind):
     members = pictured("dog/2.png", "cat/7.png", "a b/0.png", "a/9.png", "cat/0.png")
-    found = load(str(packed(kind, tmp_path, members | {"notes.txt": b"", ".hidden/x.png": b""})))
+    found = whole(str(packed(kind, tmp_path, members | {"notes.txt": b"", ".hidden/x.png": b""})))
     order = ["a b/0.png", "a/9.png", "cat/0.png", "cat/7.png", "dog/2.png"]
     assert [png(image) for image in found.images.numpy()] == [members[name] for name in order]
     assert found.labels.tolist() == [1, 0, 2, 2, 3]
 
 
 def test_digits_as_folders_are_classes(tmp_path):
-    found = load(str(write_all(tmp_path, pictured("0/1.png", "0/2.png", "1/0.png", "9/12345.png"))))
+    found = whole(str(write_all(tmp_path, pictured("0/1.png", "0/2.png", "1/0.png", "9/12345.png"))))
     assert found.labels.tolist() == [0, 0, 1, 2]
 
 
@@ -204,19 +209,19 @@ NO_CLASSES = {
 
 @pytest.mark.parametrize("names", NO_CLASSES.values(), ids=NO_CLASSES)
 def test_other_sub_folders_are_no_classes(tmp_path, names):
-    assert load(str(write_all(tmp_path, pictured(*names)))).labels is None
+    assert whole(str(write_all(tmp_path, pictured(*names)))).labels is None
 
 
 def test_numbers_that_do_not_count_the_files_are_classes(tmp_path):
     names = ("00000/00003_00021.png", "00014/00003_00021.png", "00042/img00000000.png")
-    assert load(str(write_all(tmp_path, pictured(*names)))).labels.tolist() == [0, 1, 2]
+    assert whole(str(write_all(tmp_path, pictured(*names)))).labels.tolist() == [0, 1, 2]
 
 
 def test_dataset_json_is_believed_before_sub_folders(tmp_path):
     write_all(tmp_path, pictured("cat/a.png", "dog/b.png"))
     for labels, expected in ([["cat/a.png", 5], ["dog/b.png", 0]], [5, 0]), (None, None):
         (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-        found = load(str(tmp_path)).labels
+        found = whole(str(tmp_path)).labels
         assert (found if found is None else found.tolist()) == expected
 
 
@@ -225,8 +230,8 @@ def test_a_grids_cell_notes_the_file_that_it_read(tmp_path, monkeypatch):
     monkeypatch.setenv("ONESTEP_SCRATCH", str(tmp_path / "scratch"))
     monkeypatch.setenv("ONESTEP_DATA", str(tmp_path))
     write_zip(tmp_path / "set.zip", {"a.png": png(pixels(1)[0])})
-    load("set.zip")
-    load("set.zip")
+    whole("set.zip")
+    whole("set.zip")
     load("digits")  # ships with scikit-learn
     (note,) = noted(tmp_path / "scratch")
     assert note["data"] == str(tmp_path / "set.zip")
@@ -241,7 +246,7 @@ def test_zip_is_found_under_the_environment_folder(tmp_path, monkeypatch):
     members = {f"00000/{name}.png": png(image) for name, image in zip("ab", images, strict=True)}
     write_zip(tmp_path / "set.zip", members | {"dataset.json": json.dumps(labels)})
     monkeypatch.setenv("ONESTEP_DATA", str(tmp_path))
-    found = load("set.zip")
+    found = whole("set.zip")
     assert found.name == "set"
     assert np.array_equal(found.images, images)
     assert found.labels.tolist() == [0, 1]
@@ -249,7 +254,7 @@ def test_zip_is_found_under_the_environment_folder(tmp_path, monkeypatch):
 
 def test_null_labels_mean_none(tmp_path):
     write_zip(tmp_path / "set.zip", {"a.png": png(pixels()[0]), "dataset.json": '{"labels": null}'})
-    assert load("set.zip", tmp_path).labels is None
+    assert whole("set.zip", tmp_path).labels is None
 
 
 def test_odd_images_are_named(tmp_path):
@@ -339,33 +344,35 @@ def test_a_large_set_is_decoded_once(tmp_path, mapped, monkeypatch, packed):
         source = write_zip(tmp_path / "set.zip", {f"{i}.png": png(image) for i, image in enumerate(images)})
     else:
         source = write_folder(tmp_path / "set", images)
-    first = load(str(source))
+    first = whole(str(source))
     decode, decoded = folders.decode, []
     monkeypatch.setattr(folders, "decode", lambda *args: decoded.append(args) or decode(*args))
-    again = load(str(source))
+    again = whole(str(source))
     assert len(decoded) == 1  # the first image says how large they are
     for found in (first, again):
         assert np.array_equal(found.images, images)
         found.images[0] += 1  # the mapping is private
-    assert load(str(source)).digest == first.digest == again.digest
-    assert len(list(mapped.iterdir())) == 1
+    assert whole(str(source)).digest == first.digest == again.digest
+    assert sorted(file.suffix for file in mapped.iterdir()) == [".all", ".sides"]
 
 
 def test_other_content_is_another_file(tmp_path, mapped):
     for seed in (0, 1):
         source = write_zip(tmp_path / "set.zip", {"a.png": png(pixels(1, seed=seed)[0])})
-        assert np.array_equal(load(str(source)).images, pixels(1, seed=seed))
-    assert len(list(mapped.iterdir())) == 2
+        assert np.array_equal(whole(str(source)).images, pixels(1, seed=seed))
+    assert len(list(mapped.glob("*.all"))) == 2
 
 
 def test_a_damaged_decoded_file_is_made_again(tmp_path, mapped):
     source = write_zip(tmp_path / "set.zip", {"a.png": png(pixels(1)[0])})
-    load(str(source))
-    (file,) = mapped.iterdir()
-    for content in (b"", b"rubbish", file.read_bytes()[:-1]):
-        file.unlink()
-        file.write_bytes(content)
-        assert np.array_equal(load(str(source)).images, pixels(1))
+    whole(str(source))
+    files = list(mapped.iterdir())
+    assert len(files) == 2
+    for file in files:
+        for content in (b"", b"rubbish", file.read_bytes()[:-1]):
+            file.unlink()
+            file.write_bytes(content)
+            assert np.array_equal(whole(str(source)).images, pixels(1))
 
 
 def test_a_bad_image_leaves_no_decoded_file(tmp_path, mapped):

@@ -12,7 +12,7 @@ import zipfile
 import numpy as np
 import pytest
 from PIL import Image
-from test_data import cifar_archive, cifar_batches, pixels, png, write_folder, write_zip
+from test_data import cifar_archive, cifar_batches, pixels, png, whole, write_folder, write_zip
 
 from onestep_bench.cli import main
 from onestep_bench.data import registry, tool
@@ -21,7 +21,7 @@ from onestep_bench.data.loading import load
 
 def built(source, out, **options):
     tool.build(source, out, **options)
-    return load(str(out))
+    return whole(str(out))
 
 
 def test_a_folder_becomes_a_data_set(tmp_path):
@@ -150,7 +150,7 @@ def test_check_reports_a_good_set(tmp_path):
     assert (found.count, found.duplicates, found.problems) == (5, 1, [])
     assert found.sizes == {(8, 8, 3): 5}
     assert found.labels == "3 classes of 1 to 3 images, by dataset.json"
-    assert found.digest == load(str(tmp_path / "set.zip")).digest
+    assert found.digest == whole(str(tmp_path / "set.zip")).digest
     assert found.sha256 == hashlib.sha256((tmp_path / "set.zip").read_bytes()).hexdigest()
 
 
@@ -161,7 +161,7 @@ def test_sub_folders_become_the_labels_of_the_set(tmp_path):
     assert tool.check(source).labels == "2 classes of 1 to 2 images, by sub-folder: cat, dog"
     found = built(source, tmp_path / "set.zip")
     assert found.labels.tolist() == [0, 0, 1]
-    assert found.digest == tool.check(source).digest == load(str(source)).digest
+    assert found.digest == tool.check(source).digest == whole(str(source)).digest
 
 
 @pytest.mark.parametrize(
@@ -216,10 +216,11 @@ def test_a_registered_name_is_checked_like_a_path(capsys):
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         "images: 1797",
+        "splits: 899 train, 898 test",
         "sizes: 1797 of 8x8 grey",
         "labels: 10 classes of 174 to 183 images",
         "duplicates: 0",
-        f"digest: {load('digits').digest}",
+        f"digest: {whole('digits').digest}",
     ]
 
 

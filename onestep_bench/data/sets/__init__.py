@@ -1,7 +1,7 @@
 """The data sets known by name, a file for each family.
 
 To add one, write a file here with a function from the data folder to images uint8 (n, c, h, w) and labels (n,), or
-None, and mark it `@dataset("name")`.
+None, and mark it `@dataset("name")`. One whose authors split it takes 'train' or 'test' too; others are split by hash.
 """
 
 import importlib

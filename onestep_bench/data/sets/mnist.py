@@ -11,27 +11,37 @@ from onestep_bench.data.registry import Arrays, dataset
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.downloads import fetch
 
+# What the files of a split begin with.
+_STEMS = {"train": "train", "test": "t10k"}
+
 
 @dataset("mnist")
-def _mnist(root: Path) -> Arrays:
-    """60,000 grey 28x28 digits (LeCun et al.)."""
+def _mnist(root: Path, split: str) -> Arrays:
+    """60,000 grey 28x28 digits (LeCun et al.), and 10,000 to test with."""
     mirrors = ("https://ossci-datasets.s3.amazonaws.com/mnist/", "http://yann.lecun.com/exdb/mnist/")
-    md5s = ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432")
-    return _idx_set([root / "MNIST" / "raw", root / "mnist", root], mirrors, md5s)
+    md5s = {
+        "train": ("f68b3c2dcbeaaa9fbdd348bbdeb94873", "d53e105ee54ea40749a09fcbcd1e9432"),
+        "test": ("9fb629c4189551a2d022fa330f9573f3", "ec29112dd5afa0611ce80d1b7f02629c"),
+    }
+    return _idx_set([root / "MNIST" / "raw", root / "mnist", root], mirrors, md5s[split], _STEMS[split])
 
 
 @dataset("fashion-mnist")
-def _fashion_mnist(root: Path) -> Arrays:
-    """60,000 grey 28x28 pictures of clothes (Xiao et al.)."""
+def _fashion_mnist(root: Path, split: str) -> Arrays:
+    """60,000 grey 28x28 pictures of clothes (Xiao et al.), and 10,000 to test with."""
     # Its files bear MNIST's names, so unlike MNIST they count only inside a folder of their own.
     mirrors = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",)
-    md5s = ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe")
-    return _idx_set([root / "FashionMNIST" / "raw", root / "fashion-mnist"], mirrors, md5s)
+    md5s = {
+        "train": ("8d4fb7e6c68d591d4c3dfef9ec88bf0d", "25c81989df183df01b3e8a0aad5dffbe"),
+        "test": ("bef4ecab320f06d8554ea6380940ec79", "bb300cfdad3c16e7a12a480ee83cd310"),
+    }
+    folders = [root / "FashionMNIST" / "raw", root / "fashion-mnist"]
+    return _idx_set(folders, mirrors, md5s[split], _STEMS[split])
 
 
-def _idx_set(folders: Sequence[Path], mirrors: Sequence[str], md5s: Sequence[str]) -> Arrays:
-    """Training images and labels from the first folder that has both files; downloaded into folders[0] if none has."""
-    stems = ("train-images-idx3-ubyte", "train-labels-idx1-ubyte")
+def _idx_set(folders: Sequence[Path], mirrors: Sequence[str], md5s: Sequence[str], stem: str) -> Arrays:
+    """Images and labels from the first folder that has both files; downloaded into folders[0] if none has."""
+    stems = (f"{stem}-images-idx3-ubyte", f"{stem}-labels-idx1-ubyte")
     for folder in folders:
         files = [next((f for f in (folder / stem, folder / f"{stem}.gz") if f.exists()), None) for stem in stems]
         if all(files):
