@@ -65,7 +65,9 @@ def curve(name, steps, options):
         adams=method.adams(config, training.betas),
         ema=ema,
     )
-    return {"losses": [row.losses for row in rows], "ema": torch.nn.utils.parameters_to_vector(ema.parameters())}
+    rows = list(rows)
+    weights = torch.nn.utils.parameters_to_vector(ema.parameters())
+    return {"losses": [row.losses for row in rows], "passes": rows[-1].passes, "ema": weights}
 
 
 def curves(folder):

@@ -70,6 +70,7 @@ def test_ranks_train_as_one_process_does(curves, name):
     (first, second), alone = ([side[name] for side in curves[0]]), curves[1][name]
     assert len(alone["losses"]) == ranked.CURVES[name][0]
     assert first["losses"] == second["losses"]
+    assert first["passes"] == second["passes"] == alone["passes"]
     assert torch.equal(first["ema"], second["ema"])
     for ours, expected in zip(first["losses"], alone["losses"], strict=True):
         assert ours == pytest.approx(expected, rel=0, abs=1e-5)
