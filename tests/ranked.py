@@ -152,6 +152,7 @@ def artifacts(folder):
         "rows": bundle["rows"],
         "strips": bundle["strips"],
         "device": [item.artifact.meta["cost"]["device"] for item in (teacher, pairs)],
+        "passes": [item.artifact.meta["cost"]["passes"] for item in (teacher, pairs)],
         "mishap": mishap() if ranks.count() > 1 else None,
     }
     torch.save(found, folder / f"artifacts-{ranks.index()}.pt")

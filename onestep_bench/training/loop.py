@@ -117,7 +117,7 @@ def fit(
 def _row(run: Run, step: int) -> LogRow:
     kimg = run.done * run.config.batch_size / 1000
     passes = {name: count / 1000 for name, count in (run.watch.passes or {}).items()}
-    return LogRow(run.done, kimg, run.seconds, run.config.rate(step), run.watch.means(), passes)
+    return LogRow(run.done, kimg, run.seconds, run.config.rate(step), run.watch.means(), passes, ranks.busy())
 
 
 @contextmanager

@@ -23,6 +23,7 @@ class LogRow:
     kimg: thousands of images seen; seconds: measured training time, over all resumptions; losses: by network, of each
     step the first loss it was given (a regulariser that follows, as GDD's R1, would only blur it). passes: thousands
     of images through each network so far, over all ranks, see `passes`; empty if they were not counted from the start.
+    busy: what else the machine does, see `ranks.busy`.
     """
 
     step: int
@@ -31,6 +32,7 @@ class LogRow:
     lr: float
     losses: dict[str, float]
     passes: dict[str, float] = field(default_factory=dict)
+    busy: float | None = None
 
     @property
     def loss(self) -> float:

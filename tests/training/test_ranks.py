@@ -117,7 +117,8 @@ def artifacts(tmp_path_factory):
 
 def test_ranks_make_the_artifacts_that_one_process_makes(artifacts, tmp_path, monkeypatch):
     first, second = results("artifacts", artifacts)
-    for name in ("keys", "losses", "strips"):
+    assert first["passes"] == pytest.approx([3 * 0.064, 0.3])
+    for name in ("keys", "losses", "passes", "strips"):
         assert first[name] == second[name]
     assert first["device"] == ["2 x CPU, 1 threads"] * 2
 
