@@ -17,7 +17,7 @@ from torch import Tensor
 
 from onestep_bench import methods, networks, store
 from onestep_bench.data.registry import Dataset
-from onestep_bench.denoiser import Denoiser
+from onestep_bench.denoiser import Denoiser, counting
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.models import checkpoints, cost, sampling, zoo
 from onestep_bench.models.model import FOREIGN, Model, Pairs
@@ -92,7 +92,8 @@ def train(
             write_json(folder / "log.json", [asdict(row) for row in rows])
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         note = {"data": data.name} if isinstance(data, Dataset) else {}  # for people: the recipe has its digest
-        return together.spent(training.steps * training.batch_size / 1000, rows[-1].seconds) | note
+        work = cost.work(_asked(nets), rows[-1].passes, data.shape) | {"busy": _busy(row.busy for row in rows)}
+        return together.spent(training.steps * training.batch_size / 1000, rows[-1].seconds, **work) | note
 
     source = _source_of(chosen, None if init else size)
     return Model(together.memo("model", recipe, parents, make, source=source, fresh=fresh))
@@ -242,6 +243,17 @@ def _student(method, config, data, size, class_counts, seed, init, teacher) -> D
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 
 
+def _asked(nets: methods.Nets) -> dict[str, torch.nn.Module]:
+    """All networks of a run, by name."""
+    return {"student": nets.student, **nets.auxiliary} | ({"teacher": nets.teacher} if nets.teacher else {})
+
+
+def _busy(found: Iterable[float | None]) -> float | None:
+    """The mean of what was found now and then; None if nothing was."""
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
+
+
 def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[Denoiser, list[LogRow]]:
     ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
     labels = data.labels if nets.student.num_classes else None
@@ -259,6 +271,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
             seed=seed_for(seed, "train"),
             adams=method.adams(config, training.betas),
             ema=ema,
+            networks=_asked(nets),
             checkpoint=folder / "checkpoint.pt",
             checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
             name=method.name,
@@ -295,11 +308,15 @@ def make_pairs(
         for first in together.bar(iterable=missing, unit="part", desc="pairs"):
             clock = cost.Stopwatch()
             indices = range(first, min(first + part_size, n))
-            images = _sample(teacher, indices, sampler=sampler, steps=steps, seed=seed, purpose="pairs")
+            with counting(teacher.denoiser) as counter:
+                images = _sample(teacher, indices, sampler=sampler, steps=steps, seed=seed, purpose="pairs")
+            rows = sum(ranks.gathered(_unpadded(counter.rows, len(ranks.own(indices)))))
             if ranks.leads():
+                numbers = {"seconds": clock.seconds, "rows": rows, "busy": ranks.busy()}
+                tensors = {name: torch.tensor(number) for name, number in numbers.items() if number is not None}
                 with replacing(parts[first]) as temporary:
-                    save_file({"images": images, "seconds": torch.tensor(clock.seconds)}, temporary)
-        return together.spent(0.0, _join_parts(parts.values(), folder) if ranks.leads() else 0.0)
+                    save_file({"images": images, **tensors}, temporary)
+        return _join_parts(parts.values(), folder, teacher) if ranks.leads() else {}
 
     return Pairs(together.memo("pairs", recipe, [teacher.artifact], make, source=source, fresh=fresh))
 
@@ -311,14 +328,25 @@ def _sample(model: Model, indices: Sequence[int], **asked) -> Tensor | None:
     return torch.cat(images) if images else None
 
 
-def _join_parts(parts: Iterable[Path], folder: Path) -> float:
-    """Make the parts one file; the seconds they took."""
+def _unpadded(rows: int, images: int) -> int:
+    """Of the rows that went through a network for so many images, those that were not padding of the last batch."""
+    made = -(-images // sampling.BATCH) * sampling.BATCH
+    return round(rows * images / made) if images else 0
+
+
+def _join_parts(parts: Iterable[Path], folder: Path, teacher: Model) -> dict:
+    """Make the parts one file; what they cost."""
     loaded = [load_file(path) for path in parts]
     with replacing(folder / "images.safetensors") as temporary:
         save_file({"images": torch.cat([part["images"] for part in loaded])}, temporary)
     for path in folder.glob("part-*.safetensors"):
         path.unlink()
-    return sum(part["seconds"].item() for part in loaded)
+    seconds = sum(part["seconds"].item() for part in loaded)
+    # Parts of an older version do not tell.
+    known = all("rows" in part for part in loaded)
+    passes = {"teacher": sum(part["rows"].item() for part in loaded) / 1000} if known else {}
+    busy = _busy(part["busy"].item() if "busy" in part else None for part in loaded)
+    return together.spent(0.0, seconds, **cost.work({"teacher": teacher.denoiser}, passes, teacher.shape), busy=busy)
 
 
 def record(*bundles: dict) -> None:

@@ -65,7 +65,9 @@ def curve(name, steps, options):
         adams=method.adams(config, training.betas),
         ema=ema,
     )
-    return {"losses": [row.losses for row in rows], "ema": torch.nn.utils.parameters_to_vector(ema.parameters())}
+    rows = list(rows)
+    weights = torch.nn.utils.parameters_to_vector(ema.parameters())
+    return {"losses": [row.losses for row in rows], "passes": rows[-1].passes, "ema": weights}
 
 
 def curves(folder):
@@ -150,6 +152,7 @@ def artifacts(folder):
         "rows": bundle["rows"],
         "strips": bundle["strips"],
         "device": [item.artifact.meta["cost"]["device"] for item in (teacher, pairs)],
+        "passes": [item.artifact.meta["cost"]["passes"] for item in (teacher, pairs)],
         "mishap": mishap() if ranks.count() > 1 else None,
     }
     torch.save(found, folder / f"artifacts-{ranks.index()}.pt")

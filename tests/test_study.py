@@ -4,6 +4,7 @@ import base64
 import io
 import json
 import math
+import os
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,7 @@ from PIL import Image
 
 from onestep_bench import data, models, samplers, study
 from onestep_bench.denoiser import counting
-from onestep_bench.models import sampling
+from onestep_bench.models import cost, sampling
 from onestep_bench.paths import VP, alphas_cumprod
 from onestep_bench.scoring import evaluation
 from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundles_in
@@ -190,6 +191,37 @@ def test_pairs_are_noise_and_what_the_teacher_makes_of_it(conditional, small_bat
     assert torch.equal(pairs.noise, sample_noise(3, range(20), (1, 8, 8), "pairs"))
     made = samplers.heun(conditional.denoiser, pairs.noise, samplers.karras_times(2), pairs.labels)
     torch.testing.assert_close(pairs.images, made, rtol=1e-4, atol=1e-4)
+
+
+def test_passes_and_their_macs_are_those_of_the_lineage(digits, teacher, small_batches):
+    macs = cost.macs(teacher.denoiser, teacher.shape)
+    assert teacher.spent["passes"] == pytest.approx(3 * 0.064)
+    # Two steps of Heun's are three evaluations; 20 images are three batches of 8, whose padding does not count.
+    pairs = study.make_pairs(teacher, 20, steps=2)
+    assert pairs.artifact.meta["cost"]["passes"] == pytest.approx(3 * 0.02)
+    student = study.train("flow-guided-distillation", pairs, teacher=teacher, init=teacher, kimg=0.016, batch_size=8)
+    passes = 3 * 0.064 + 3 * 0.02 + 7 * 0.016
+    assert student.spent["passes"] == pytest.approx(passes)
+    assert student.spent["macs"] == pytest.approx(1000 * passes * macs)
+    assert student.history[-1].passes == {"student": pytest.approx(6 * 0.016), "teacher": pytest.approx(0.016)}
+    gdd = study.train("gdd", digits, teacher=teacher, init=teacher, kimg=0.016, batch_size=8, r1_interval=2)
+    assert gdd.artifact.meta["cost"]["passes"] == pytest.approx((4 + 9 + 7 / 2) * 0.016)
+    assert gdd.artifact.meta["cost"]["macs"] > 1000 * 4 * 0.016 * macs
+
+
+@pytest.mark.parametrize("tells", [True, False])
+def test_what_else_the_machine_did_is_load_beyond_the_runs_own_threads(digits, monkeypatch, tells):
+    threads = torch.get_num_threads()
+    loads = iter(threads + extra for extra in (-0.5, 0.5, *[1.5] * 6))
+
+    def told():
+        if not tells:
+            raise OSError
+        return next(loads), 0.0, 0.0
+
+    monkeypatch.setattr(os, "getloadavg", told)
+    model = study.train("edm", digits, **TINY)
+    assert model.spent["busy"] == (pytest.approx((0.5 + 6 * 1.5) / 8) if tells else None)
 
 
 def test_pairs_are_found_again_and_not_repeated(teacher, small_batches, monkeypatch):

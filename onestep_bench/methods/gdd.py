@@ -128,9 +128,11 @@ def gdd(nets: Nets, cfg: GDDConfig):
 
         if cfg.r1_gamma and draw.step % cfg.r1_interval == 0:
             gamma = cfg.r1_gamma / (PAPER_BATCH * real_logits.shape[1])
-            with torch.autocast(batch.images.device.type, enabled=False):  # squared gradients: too small for bfloat16
-                # Not by a call, which `fit` may have compiled: what is compiled cannot be differentiated twice.
-                penalty = r1_penalty(lambda images: critic.forward(images, batch.labels), batch.images, gamma)
+            # Squared gradients are too small for bfloat16; and `fit` may have compiled the critic, but what is compiled
+            # cannot be differentiated twice.
+            full = torch.autocast(batch.images.device.type, enabled=False)
+            with full, torch.compiler.set_stance("force_eager"):
+                penalty = r1_penalty(lambda images: critic(images, batch.labels), batch.images, gamma)
             yield cfg.r1_interval * penalty, "critic"
 
     return objective

@@ -5,7 +5,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -20,20 +20,41 @@ def parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def macs(denoiser: Denoiser, shape: tuple[int, int, int]) -> int:
+def macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
     """Multiply-accumulates of one evaluation of one image (c, h, w): convolutions and linear layers.
 
+    network: a denoiser, or what is called with images and, if it has `num_classes`, their labels, as a critic is.
     Attention's products are left out, but not its projections, as they are from the SlimFlow paper's GMACs of DDPM++
     networks: ours are up to 3% more.
     """
-    device = next(denoiser.parameters()).device
-    labels = torch.zeros(1, dtype=torch.int64, device=device) if denoiser.num_classes else None
+    device = next(network.parameters()).device
+    given = [torch.zeros(1, *shape, device=device)]
+    if isinstance(network, Denoiser):
+        given.append(torch.tensor(network.path.t_max / 2))
+    if getattr(network, "num_classes", 0):
+        given.append(torch.zeros(1, dtype=torch.int64, device=device))
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), counter:
-        denoiser(torch.zeros(1, *shape, device=device), torch.tensor(denoiser.path.t_max / 2), labels)
+        network(*given)
     counts = counter.get_flop_counts()["Global"]
     layers = ("aten.convolution", "aten.addmm", "aten.mm")
     return sum(flops for operator, flops in counts.items() if str(operator) in layers) // 2
+
+
+def work(networks: Mapping[str, nn.Module], passes: Mapping[str, float], shape: tuple[int, int, int]) -> dict:
+    """{passes, macs} of passes by network: all of them, and their multiply-accumulates, as an artifact's cost has them.
+
+    networks: by name, those of `passes` among them; put into eval mode, in which asking one changes nothing in it.
+    None each if nothing was counted; macs None if a network (a plug-in's) is not called as those here are.
+    """
+    if not passes:
+        return {"passes": None, "macs": None}
+    asked = {name: count for name, count in passes.items() if count}
+    try:
+        products = [round(1000 * count) * macs(networks[name].eval(), shape) for name, count in asked.items()]
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+        return {"passes": sum(passes.values()), "macs": None}
+    return {"passes": sum(passes.values()), "macs": sum(products)}
 
 
 class Stopwatch:

@@ -62,10 +62,11 @@ class Model:
 
     @property
     def spent(self) -> dict:
-        """{kimg, seconds} of the whole lineage; None each where part of it was not trained here."""
+        """`Artifact.cost` of the whole lineage; None each where part of it was not trained here."""
+        cost = self.artifact.cost()
         if any(artifact.recipe.get("method") == FOREIGN for artifact in self.artifact.lineage()):
-            return {"kimg": None, "seconds": None}
-        return self.artifact.cost()
+            return dict.fromkeys(cost)
+        return cost
 
     @property
     def shape(self) -> tuple[int, int, int]:

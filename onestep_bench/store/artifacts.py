@@ -45,6 +45,8 @@ class Artifact:
     def meta(self) -> dict:
         """recipe, parents (keys), cost {kimg, seconds, device}, files {name: sha256}.
 
+        Of models and pairs, cost has also passes (thousands of images through a network), macs (multiply-accumulates of
+        these) and busy (what else the machine did meanwhile, in cores), each None where it is not known.
         Since they are recorded also source {entries, definitions}, see `provenance`, and inherited {parent: `content`}.
         """
         try:
@@ -89,10 +91,26 @@ class Artifact:
         return list(found.values())
 
     def cost(self) -> dict:
-        """{kimg, seconds} summed over the whole lineage."""
-        costs = [artifact.meta["cost"] for artifact in self.lineage()]
-        # Rounded, so that the sum does not show in which order it was taken.
-        return {name: round(sum(cost[name] for cost in costs), 6) for name in ("kimg", "seconds")}
+        """{kimg, seconds, passes, macs} summed over the whole lineage, and busy, its mean by seconds.
+
+        The last three are None where one artifact of the lineage does not know its own: it was made before they were
+        recorded, or elsewhere.
+        """
+        return total([artifact.meta["cost"] for artifact in self.lineage()])
+
+
+def total(costs: Sequence[dict]) -> dict:
+    """What costs come to, as `Artifact.cost` has it."""
+    summed = {name: _sum(cost.get(name) for cost in costs) for name in ("kimg", "seconds", "passes", "macs")}
+    weighed = [None if cost.get("busy") is None else cost["busy"] * cost["seconds"] for cost in costs]
+    busy = _sum(weighed) / summed["seconds"] if None not in weighed and summed["seconds"] else None
+    return summed | {"busy": busy}
+
+
+def _sum(parts: Iterable[float | None]) -> float | None:
+    parts = list(parts)
+    # Rounded, so that the sum does not show in which order it was taken.
+    return None if None in parts else round(sum(parts), 6)
 
 
 def key_of(kind: str, recipe: dict, parents: Iterable[str]) -> str:

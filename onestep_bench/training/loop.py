@@ -7,7 +7,7 @@ checkpoints, exact resume, several ranks, and the stop at a loss that is no numb
 import signal
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from onestep_bench.methods import Adam, Objective
 from onestep_bench.seeds import Draw, seed_for
 from onestep_bench.training import ranks
 from onestep_bench.training.config import TrainConfig
+from onestep_bench.training.passes import counting, heart
 from onestep_bench.training.source import Source
 from onestep_bench.training.state import LogRow, Run
 
@@ -43,6 +44,7 @@ def fit(
     seed: int,
     adams: Mapping[str, Adam] | None = None,
     ema: nn.Module | None = None,
+    networks: Mapping[str, nn.Module] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     name: str = "fit",
@@ -51,7 +53,9 @@ def fit(
 
     nets: every trained network by the name under which the objective yields losses; 'student' must be among them.
     adams: optimiser settings of the networks that do not train with `config`'s own. ema: a copy of the student, made
-    its average. checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
+    its average. networks: those whose passes the rows tell, by default `nets`; a teacher is asked and not trained, and
+    is another. Counts are in the checkpoint; a run that goes on from one without them, of an older version, tells none.
+    checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
     All draws are functions of (seed, purpose, step), so that a resumed run ends in the same bits as an uninterrupted
     one on the same machine. name: what errors call the run.
 
@@ -75,11 +79,13 @@ def fit(
     begun = kept = run.done
     clock, saved = time.monotonic() - run.seconds, time.monotonic()
     log_every = max(1, config.steps // LOG_ROWS)
+    watched = {} if run.watch.passes is None else networks or nets
     try:
         for step in range(run.done, config.steps):
             with _interrupts_wait():
                 begun = step + 1
-                _step(objective, run, source, seed, step, device)
+                with counting(watched, run.watch.passes):
+                    _step(objective, run, source, seed, step, device)
                 if ema is not None:
                     _update_ema(ema, nets["student"], step, config)
                 now = time.monotonic()
@@ -104,11 +110,14 @@ def fit(
             run.save(checkpoint)
             kept = run.done
         raise _stopped(kept, config) from None
+    finally:
+        _uncompile(nets)
 
 
 def _row(run: Run, step: int) -> LogRow:
     kimg = run.done * run.config.batch_size / 1000
-    return LogRow(run.done, kimg, run.seconds, run.config.rate(step), run.watch.means())
+    passes = {name: count / 1000 for name, count in (run.watch.passes or {}).items()}
+    return LogRow(run.done, kimg, run.seconds, run.config.rate(step), run.watch.means(), passes, ranks.busy())
 
 
 @contextmanager
@@ -145,8 +154,20 @@ def _stopped(steps: int, config: TrainConfig) -> KeyboardInterrupt:
 def _speed_up(nets: dict[str, nn.Module], config: TrainConfig) -> None:
     for net in nets.values():
         net.to(memory_format=torch.channels_last)
-        if config.steps >= COMPILE_STEPS:
-            net.compile()
+    if config.steps >= COMPILE_STEPS:
+        _compile(nets)
+
+
+def _compile(nets: dict[str, nn.Module], backend: str | Callable = "inductor") -> None:
+    """Compile what does the work, below the hooks that count passes, which would else be traced and never run."""
+    for module in map(heart, nets.values()):
+        module.forward = torch.compile(module.forward, backend=backend)
+
+
+def _uncompile(nets: dict[str, nn.Module]) -> None:
+    # A copy of a module would else share the compiled forward of the one that it was copied from.
+    for module in map(heart, nets.values()):
+        vars(module).pop("forward", None)
 
 
 def _step(objective: Objective, run: Run, source: Source, seed: int, step: int, device: torch.device) -> None:

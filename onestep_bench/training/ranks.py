@@ -63,6 +63,19 @@ def device_name() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
 
 
+def busy() -> float | None:
+    """What else this machine did in the last minute, in cores: its load average beyond the threads of its ranks.
+
+    None where the system does not tell.
+    """
+    try:
+        load = os.getloadavg()[0]
+    except (AttributeError, OSError):
+        return None
+    threads = 1 if device().type == "cuda" else torch.get_num_threads()
+    return max(0.0, load - threads * _number("LOCAL_WORLD_SIZE", count()))
+
+
 def shared(value: T) -> T:
     """Rank 0's value, on every rank."""
     if count() == 1:

@@ -1,7 +1,7 @@
 """What a run of training is at any step: networks, optimisers, average, losses so far; and as a checkpoint."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
@@ -21,7 +21,9 @@ class LogRow:
     """A line of the log: training so far, and the mean losses since the last line.
 
     kimg: thousands of images seen; seconds: measured training time, over all resumptions; losses: by network, of each
-    step the first loss it was given (a regulariser that follows, as GDD's R1, would only blur it).
+    step the first loss it was given (a regulariser that follows, as GDD's R1, would only blur it). passes: thousands
+    of images through each network so far, over all ranks, see `passes`; empty if they were not counted from the start.
+    busy: what else the machine does, see `ranks.busy`.
     """
 
     step: int
@@ -29,6 +31,8 @@ class LogRow:
     seconds: float
     lr: float
     losses: dict[str, float]
+    passes: dict[str, float] = field(default_factory=dict)
+    busy: float | None = None
 
     @property
     def loss(self) -> float:
@@ -37,12 +41,16 @@ class LogRow:
 
 
 class LossWatch:
-    """Sums of losses and the step of the first bad one, kept on the device: reading them is the only host sync."""
+    """Sums of losses and the step of the first bad one, kept on the device: reading them is the only host sync.
+
+    passes: rows by network, see `passes`; None of a run that began before they were counted.
+    """
 
     def __init__(self, names: list[str], device: torch.device):
         self.sums = {name: torch.zeros(2, device=device) for name in names}
         self.limit = {name: torch.full((), -1.0, device=device) for name in names}
         self.bad = {name: torch.full((), -1, dtype=torch.int64, device=device) for name in names}
+        self.passes: dict[str, int] | None = {}
 
     def add(self, name: str, loss: Tensor, step: int, *, logged: bool) -> None:
         loss = loss.detach().float()
@@ -69,10 +77,12 @@ class LossWatch:
         return means
 
     def state(self) -> dict:
-        return {"sums": self.sums, "limit": self.limit, "bad": self.bad}
+        return {"sums": self.sums, "limit": self.limit, "bad": self.bad, "passes": self.passes}
 
     def load(self, state: dict) -> None:
-        for name, values in state.items():
+        self.passes = state.get("passes")
+        for name in ("sums", "limit", "bad"):
+            values = state[name]
             setattr(self, name, {key: value.to(self.sums[key].device) for key, value in values.items()})
 
 

@@ -40,10 +40,10 @@ def memo(
         return store.Artifact(store.root() / store.key_of(kind, recipe, (parent.key for parent in parents)))
 
 
-def spent(kimg: float, seconds: float) -> dict:
-    """The cost of an artifact; of ranks, the seconds of all of them."""
+def spent(kimg: float, seconds: float, **more) -> dict:
+    """The cost of an artifact; of ranks, seconds of all. more: passes, macs, busy, as `Artifact.meta` has them."""
     name = device_name() if ranks.count() == 1 else f"{ranks.count()} x {device_name()}"
-    return {"kimg": kimg, "seconds": seconds * ranks.count(), "device": name}
+    return {"kimg": kimg, "seconds": seconds * ranks.count(), "device": name} | more
 
 
 def bar(**options) -> tqdm:

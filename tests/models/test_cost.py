@@ -62,6 +62,29 @@ def test_macs_are_those_the_slimflow_paper_counts(size, resolution, published):
     assert cost.macs(denoiser, (3, resolution, resolution)) / 1e9 == pytest.approx(published, rel=0.03)
 
 
+class Judging(torch.nn.Module):
+    """Two logits of an image and its class."""
+
+    num_classes = 7
+
+    def __init__(self):
+        super().__init__()
+        self.look, self.told = torch.nn.Linear(3 * 8 * 8, 2), torch.nn.Linear(7, 2)
+
+    def forward(self, images, labels):
+        return self.look(images.flatten(1)) + self.told(torch.nn.functional.one_hot(labels, 7).float())
+
+
+def test_work_is_passes_and_their_macs_network_by_network():
+    nets = {"student": edm_denoiser(Known()), "critic": Judging(), "idle": torch.nn.Linear(1, 1)}
+    found = cost.work(nets, {"student": 0.3, "critic": 0.05, "idle": 0.0}, (3, 8, 8))
+    critic = 2 * 3 * 8 * 8 + 2 * 7
+    assert found == {"passes": pytest.approx(0.35), "macs": 300 * BY_HAND + 50 * critic}
+    assert cost.work(nets, {}, (3, 8, 8)) == {"passes": None, "macs": None}
+    # A network of another call, as a plug-in may have one.
+    assert cost.work(nets, {"idle": 1.0}, (3, 8, 8)) == {"passes": 1.0, "macs": None}
+
+
 def test_macs_are_the_same_on_every_device():
     # Devices have attention kernels of their own.
     net = sized("3.4M", 16, 3)

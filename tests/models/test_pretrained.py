@@ -38,7 +38,7 @@ def test_a_pickle_is_a_teacher_and_a_start(tmp_path, digits, label_dim):
     conditional = bool(label_dim)
     assert teacher.class_counts == (digits.class_counts if conditional else [])
     assert (teacher.size, teacher.shape, teacher.history) == ("0.05M", (1, 8, 8), [])
-    assert teacher.artifact.cost() == {"kimg": 0, "seconds": 0}
+    assert teacher.artifact.cost() == {"kimg": 0, "seconds": 0, "passes": None, "macs": None, "busy": None}
     plots.losses({"teacher": teacher})
     pairs = study.make_pairs(teacher, 16, steps=2)
     assert pairs.shape == (1, 8, 8)

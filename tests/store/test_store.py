@@ -49,7 +49,7 @@ def test_made_once():
     again = memo("model", {"a": 1}, [], make)
     assert (again.folder, make.calls) == (first.folder, 1)
     assert again.recipe == {"a": 1}
-    assert again.cost() == {"kimg": 1.0, "seconds": 10.0}
+    assert again.cost() == {"kimg": 1.0, "seconds": 10.0, "passes": None, "macs": None, "busy": None}
     assert sorted(file.name for file in again.folder.iterdir()) == ["artifact.json", "text"]
 
 
@@ -143,7 +143,22 @@ def test_a_shared_ancestor_is_paid_once():
     student = make_one({"a": "student"}, [pairs, reflow], kimg=3.0)
     assert {artifact.key for artifact in student.lineage()} == {a.key for a in (teacher, pairs, reflow, student)}
     assert len(student.lineage()) == 4
-    assert student.cost() == {"kimg": 123.0, "seconds": 1230.0}
+    cost = student.cost()
+    assert (cost["kimg"], cost["seconds"]) == (123.0, 1230.0)
+
+
+def test_passes_and_what_else_the_machine_did_are_of_the_whole_lineage_or_of_nothing():
+    def made(name, parents=(), **cost):
+        return memo("model", {"a": name}, parents, lambda folder: Maker()(folder) | cost)
+
+    teacher = made("teacher", passes=300.0, macs=9_000_000, busy=0.2)
+    student = made("student", [teacher], passes=0.1, macs=1000, busy=1.1, seconds=20.0)
+    found = student.cost()
+    assert (found["passes"], found["macs"]) == (300.1, 9_001_000)
+    assert found["busy"] == pytest.approx((10 * 0.2 + 20 * 1.1) / 30)
+    before = made("from before they were recorded")
+    found = made("its student", [teacher, before], passes=1.0, macs=1, busy=0.0).cost()
+    assert (found["passes"], found["macs"], found["busy"]) == (None, None, None)
 
 
 def test_two_processes_make_it_once(tmp_path):

@@ -70,6 +70,7 @@ def test_ranks_train_as_one_process_does(curves, name):
     (first, second), alone = ([side[name] for side in curves[0]]), curves[1][name]
     assert len(alone["losses"]) == ranked.CURVES[name][0]
     assert first["losses"] == second["losses"]
+    assert first["passes"] == second["passes"] == alone["passes"]
     assert torch.equal(first["ema"], second["ema"])
     for ours, expected in zip(first["losses"], alone["losses"], strict=True):
         assert ours == pytest.approx(expected, rel=0, abs=1e-5)
@@ -116,7 +117,8 @@ def artifacts(tmp_path_factory):
 
 def test_ranks_make_the_artifacts_that_one_process_makes(artifacts, tmp_path, monkeypatch):
     first, second = results("artifacts", artifacts)
-    for name in ("keys", "losses", "strips"):
+    assert first["passes"] == pytest.approx([3 * 0.064, 0.3])
+    for name in ("keys", "losses", "passes", "strips"):
         assert first[name] == second[name]
     assert first["device"] == ["2 x CPU, 1 threads"] * 2
 

@@ -121,9 +121,24 @@ def test_a_killed_run_ends_in_the_same_bits(tmp_path, undisturbed, kills):
     for name in nets:
         assert_same(nets[name], expected_nets[name])
     assert_same(ema, expected_ema)
-    assert [(row.step, row.kimg, row.lr, row.losses) for row in rows] == [
-        (row.step, row.kimg, row.lr, row.losses) for row in expected_rows
+    assert [(row.step, row.kimg, row.lr, row.losses, row.passes) for row in rows] == [
+        (row.step, row.kimg, row.lr, row.losses, row.passes) for row in expected_rows
     ]
+    assert rows[-1].passes == {"student": pytest.approx(3 * CONFIG.kimg)}  # its critic is a single layer
+
+
+def test_a_run_that_began_before_passes_were_counted_tells_none(tmp_path):
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=100)
+    state = torch.load(tmp_path / "checkpoint.pt")
+    del state["watch"]["passes"]
+    for row in state["rows"]:
+        del row["passes"]
+    torch.save(state, tmp_path / "checkpoint.pt")
+    with pytest.raises(Killed):
+        run(tmp_path, kill_at=200)
+    _, _, rows = run(tmp_path)
+    assert [row.passes for row in rows] == [{}] * len(rows)
 
 
 def interrupted(tmp_path, objective, nets, ema, **options):
