@@ -7,27 +7,25 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Iterable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
-from torch import Tensor
 
 from onestep_bench import methods, networks, store
 from onestep_bench.data.registry import Dataset
-from onestep_bench.denoiser import Denoiser, counting
+from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.models import checkpoints, cost, sampling, zoo
+from onestep_bench.models import checkpoints, cost, zoo
 from onestep_bench.models.model import FOREIGN, Model, Pairs
+from onestep_bench.models.pairing import invert_pairs, make_pairs  # noqa: F401  (a notebook calls them here)
 from onestep_bench.models.pretrained import find, is_key, load_pretrained
-from onestep_bench.models.sampling import sample
+from onestep_bench.models.sampling import sample  # noqa: F401
 from onestep_bench.scoring import references
 from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
 from onestep_bench.scoring.rows import MIME, bundle
 from onestep_bench.seeds import seed_for
-from onestep_bench.store.files import file_digest, replacing, write_json
+from onestep_bench.store.files import file_digest, write_json
 from onestep_bench.training import ranks, together
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
@@ -92,7 +90,7 @@ def train(
             write_json(folder / "log.json", [asdict(row) for row in rows])
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         note = {"data": data.name} if isinstance(data, Dataset) else {}  # for people: the recipe has its digest
-        work = cost.work(_asked(nets), rows[-1].passes, data.shape) | {"busy": _busy(row.busy for row in rows)}
+        work = cost.work(_asked(nets), rows[-1].passes, data.shape) | {"busy": cost.mean_busy(row.busy for row in rows)}
         return together.spent(training.steps * training.batch_size / 1000, rows[-1].seconds, **work) | note
 
     source = _source_of(chosen, None if init else size)
@@ -248,12 +246,6 @@ def _asked(nets: methods.Nets) -> dict[str, torch.nn.Module]:
     return {"student": nets.student, **nets.auxiliary} | ({"teacher": nets.teacher} if nets.teacher else {})
 
 
-def _busy(found: Iterable[float | None]) -> float | None:
-    """The mean of what was found now and then; None if nothing was."""
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known else None
-
-
 def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[Denoiser, list[LogRow]]:
     ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
     labels = data.labels if nets.student.num_classes else None
@@ -285,68 +277,6 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
         except KeyboardInterrupt as interrupt:  # that came between two steps: `fit` keeps what it has
             steps.throw(interrupt)
     return ema, rows
-
-
-def make_pairs(
-    teacher: Model, n: int, *, sampler: str = "heun", steps: int = 18, seed: int = 0, fresh: bool = False
-) -> Pairs:
-    """n pairs of noise and the teacher's image from it, or those in the store. A killed run keeps its finished parts.
-
-    The defaults are SlimFlow's for an EDM teacher (18 Heun steps). fresh: as for `train`.
-    """
-    if n < 1:
-        raise OnestepError(f"cannot make {n} pairs; ask for at least 1")
-    recipe = {"n": n, "sampler": sampler, "steps": steps, "seed": seed, "class_counts": teacher.class_counts}
-    if teacher.path:
-        recipe["path"] = teacher.path.spec()
-    source = sampling.source_of(sampler)
-
-    def make(folder: Path) -> dict:
-        part_size = 16 * sampling.BATCH
-        parts = {first: folder / f"part-{first:09d}.safetensors" for first in range(0, n, part_size)}
-        missing = ranks.shared([first for first, path in parts.items() if not path.exists()])
-        for first in together.bar(iterable=missing, unit="part", desc="pairs"):
-            clock = cost.Stopwatch()
-            indices = range(first, min(first + part_size, n))
-            with counting(teacher.denoiser) as counter:
-                images = _sample(teacher, indices, sampler=sampler, steps=steps, seed=seed, purpose="pairs")
-            rows = sum(ranks.gathered(_unpadded(counter.rows, len(ranks.own(indices)))))
-            if ranks.leads():
-                numbers = {"seconds": clock.seconds, "rows": rows, "busy": ranks.busy()}
-                tensors = {name: torch.tensor(number) for name, number in numbers.items() if number is not None}
-                with replacing(parts[first]) as temporary:
-                    save_file({"images": images, **tensors}, temporary)
-        return _join_parts(parts.values(), folder, teacher) if ranks.leads() else {}
-
-    return Pairs(together.memo("pairs", recipe, [teacher.artifact], make, source=source, fresh=fresh))
-
-
-def _sample(model: Model, indices: Sequence[int], **asked) -> Tensor | None:
-    """`sample` by all ranks, each a share of the indices: the same images, on rank 0 alone."""
-    own = ranks.own(indices)
-    images = ranks.gathered(sample(model, own, **asked) if own else torch.empty(0, *model.shape))
-    return torch.cat(images) if images else None
-
-
-def _unpadded(rows: int, images: int) -> int:
-    """Of the rows that went through a network for so many images, those that were not padding of the last batch."""
-    made = -(-images // sampling.BATCH) * sampling.BATCH
-    return round(rows * images / made) if images else 0
-
-
-def _join_parts(parts: Iterable[Path], folder: Path, teacher: Model) -> dict:
-    """Make the parts one file; what they cost."""
-    loaded = [load_file(path) for path in parts]
-    with replacing(folder / "images.safetensors") as temporary:
-        save_file({"images": torch.cat([part["images"] for part in loaded])}, temporary)
-    for path in folder.glob("part-*.safetensors"):
-        path.unlink()
-    seconds = sum(part["seconds"].item() for part in loaded)
-    # Parts of an older version do not tell.
-    known = all("rows" in part for part in loaded)
-    passes = {"teacher": sum(part["rows"].item() for part in loaded) / 1000} if known else {}
-    busy = _busy(part["busy"].item() if "busy" in part else None for part in loaded)
-    return together.spent(0.0, seconds, **cost.work({"teacher": teacher.denoiser}, passes, teacher.shape), busy=busy)
 
 
 def record(*bundles: dict) -> None:

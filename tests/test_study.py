@@ -14,7 +14,7 @@ from PIL import Image
 
 from onestep_bench import data, models, samplers, study
 from onestep_bench.denoiser import counting
-from onestep_bench.models import cost, sampling
+from onestep_bench.models import cost, pairing, sampling
 from onestep_bench.paths import VP, alphas_cumprod
 from onestep_bench.scoring import evaluation
 from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundles_in
@@ -173,12 +173,12 @@ def killed_after(parts):
 def test_pairs_go_on_after_a_kill(teacher, small_batches, monkeypatch):
     with monkeypatch.context() as patch:
         dying, _ = killed_after(2)
-        patch.setattr(study, "sample", dying)
+        patch.setattr(pairing, "sample", dying)
         with pytest.raises(Killed):
             study.make_pairs(teacher, 300, sampler="euler", steps=1)
     with monkeypatch.context() as patch:
         counted, calls = killed_after(99)
-        patch.setattr(study, "sample", counted)
+        patch.setattr(pairing, "sample", counted)
         pairs = study.make_pairs(teacher, 300, sampler="euler", steps=1)
     assert [list(indices) for _, indices in calls] == [[*range(256, 300)]]
     assert torch.equal(pairs.images, study.sample(teacher, range(300), purpose="pairs"))

@@ -5,7 +5,7 @@ import re
 import statistics
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -55,6 +55,12 @@ def work(networks: Mapping[str, nn.Module], passes: Mapping[str, float], shape: 
     except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
         return {"passes": sum(passes.values()), "macs": None}
     return {"passes": sum(passes.values()), "macs": sum(products)}
+
+
+def mean_busy(found: Iterable[float | None]) -> float | None:
+    """The mean of what `ranks.busy` found now and then; None if it found nothing."""
+    known = [value for value in found if value is not None]
+    return sum(known) / len(known) if known else None
 
 
 class Stopwatch:

@@ -85,14 +85,18 @@ class Model:
 
 @dataclass(frozen=True)
 class Pairs:
-    """Pairs (noise, image) of a teacher."""
+    """Pairs (noise, image): of a teacher, or of real images and the noise that its ODE finds for them."""
 
     artifact: store.Artifact
 
     @cached_property
+    def _stored(self) -> dict[str, Tensor]:
+        return load_file(self.artifact.folder / "images.safetensors")
+
+    @property
     def images(self) -> Tensor:
         """(n, c, h, w) float32, as the sampler left them."""
-        return load_file(self.artifact.folder / "images.safetensors")["images"]
+        return self._stored["images"]
 
     @cached_property
     def shape(self) -> tuple[int, int, int]:
@@ -101,8 +105,15 @@ class Pairs:
             return tuple(file.get_slice("images").get_shape()[1:])
 
     @property
+    def of_data(self) -> bool:
+        """Whether the images are real ones, and not a teacher's."""
+        return "images" in self.artifact.recipe
+
+    @property
     def noise(self) -> Tensor:
-        """(n, c, h, w) standard normal: made again from the seed, so it need not be stored."""
+        """(n, c, h, w) standard normal: stored where it was found, else made again from the seed."""
+        if self.of_data:
+            return self._stored["noise"]
         return sample_noise(self.artifact.recipe["seed"], range(len(self.images)), self.images.shape[1:], "pairs")
 
     @property
@@ -113,4 +124,6 @@ class Pairs:
     @property
     def labels(self) -> Tensor | None:
         """(n,) int64, or None for an unconditional teacher."""
+        if self.of_data:
+            return self._stored.get("labels")
         return sample_labels(self.artifact.recipe["seed"], range(len(self.images)), self.class_counts, "pairs")

@@ -24,7 +24,18 @@ _NAME = _PACKAGE.name
 # What decides numbers. The rest of the package says, keeps, shows and shares: errors and units, the store, checkpoints,
 # ranks, progress bars, costs, rows, grids and reports. Data sets count by the digest of their images, in the recipe.
 _COUNTED = (
-    *("paths", "denoiser", "samplers", "losses", "networks", "methods", "seeds", "data.pixels", "models.sampling"),
+    *(
+        "paths",
+        "denoiser",
+        "samplers",
+        "losses",
+        "networks",
+        "methods",
+        "seeds",
+        "data.pixels",
+        "models.sampling",
+        "models.pairing",
+    ),
     *("training.loop", "training.source", "training.state", "training.config"),
     *("scoring.metrics", "scoring.qualities", "scoring.judging", "scoring.judges"),
 )
