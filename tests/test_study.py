@@ -226,7 +226,7 @@ def test_what_else_the_machine_did_is_load_beyond_the_runs_own_threads(digits, m
 
 def test_pairs_are_found_again_and_not_repeated(teacher, small_batches, monkeypatch):
     first = study.make_pairs(teacher, 16, steps=2)
-    forbid(monkeypatch, "sample")
+    forbid(monkeypatch, "sample", room=pairing)
     assert study.make_pairs(teacher, 16, steps=2).artifact.key == first.artifact.key
     for changed in ({"n": 17}, {"steps": 3}, {"seed": 1}, {"sampler": "euler"}):
         with pytest.raises(AssertionError):
