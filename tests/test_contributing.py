@@ -79,7 +79,7 @@ WALKS = {made.kind: made for made in map(walk, re.findall(r"^## (Add a .*?)(?=^#
 ADDED = {
     "method": ("fresh-kd", "method"),
     "data set": ("shapes", "dataset"),
-    "judge": ("pixels", "features"),
+    "judge": ("edges", "features"),
     "sampler": ("midpoint", "sampler"),
 }
 

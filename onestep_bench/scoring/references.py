@@ -1,5 +1,6 @@
 """Who judges, and against what: extractors by name, and references judged once and kept in the store."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from onestep_bench import store
 from onestep_bench.data import pickles
 from onestep_bench.data.registry import Dataset
+from onestep_bench.data.splits import WHOLE
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.models import cost
 from onestep_bench.scoring import judges, judging
@@ -66,8 +68,9 @@ def source_of(extractor: FeatureExtractor) -> list[str]:
 
 
 def judge(name: str, against: Dataset | Statistics, *, fresh: bool = False) -> FeatureExtractor:
-    """The judge of that name on `device()`. `classifier` is trained on `against`, or found in the store.
+    """The judge of that name on `device()`, such as it is against the split of `against`.
 
+    `classifier` is trained, or found in the store: on the images to train on, whichever split it judges against.
     `auto` is the judge that fits `against` and needs no download: that of the digits, else `classifier` where there are
     labels, else `random-features`. fresh: as `store.memo` takes it.
     Raises OnestepError for an unknown name, damaged or missing weights, and a classifier without labelled images.
@@ -75,7 +78,26 @@ def judge(name: str, against: Dataset | Statistics, *, fresh: bool = False) -> F
     name = _fitting(against) if name == "auto" else name
     if name not in names():
         raise OnestepError(f"unknown feature extractor {name!r}{near_miss(name, names())}")
-    return _classifier(against, fresh) if name == "classifier" else judges.load_extractor(name, device())
+    if name == "classifier":
+        return _classifier(against, fresh)
+    if isinstance(against, Statistics):
+        return judges.load_extractor(name, device(), split=WHOLE)
+    return judges.load_extractor(name, device(), split=against.split, channels=against.channels)
+
+
+def panel(features: Sequence[str], against: Dataset | Statistics) -> list[str]:
+    """Names of the judges that score: those named, `auto` as in `judge`, and where that is one alone, a second.
+
+    A second that is no kin of the first: `pixels`, or the one that fits where `pixels` was named. Published statistics
+    are of one judge, and have no second.
+    Raises OnestepError where none is named, and as `judge` does for `auto`.
+    """
+    named = list(dict.fromkeys(_fitting(against) if name == "auto" else name for name in features))
+    if not named:
+        raise OnestepError("no judge is named; name one, or 'auto'")
+    if len(named) > 1 or isinstance(against, Statistics):
+        return named
+    return [*named, _fitting(against) if named == ["pixels"] else "pixels"]
 
 
 def _fitting(against: Dataset | Statistics) -> str:
@@ -95,6 +117,7 @@ def _fitting(against: Dataset | Statistics) -> str:
 def _classifier(data: Dataset | Statistics, fresh: bool) -> FeatureExtractor:
     if not isinstance(data, Dataset) or data.labels is None:
         raise OnestepError(f"the 'classifier' judge learns from labelled images, and {data.name} has no labels here")
+    data = data.on("train") if data.splits else data
     recipe = {
         "method": "judge",
         "version": classifier.VERSION,
@@ -120,7 +143,7 @@ def _classifier(data: Dataset | Statistics, fresh: bool) -> FeatureExtractor:
     network.load_state_dict(state)
     return classifier.judge(
         network,
-        trained_on=f"{data.name}@{data.digest}",
+        trained_on=_told(data),
         accuracy=accuracy,
         digest=file_digest(path),
         shape=data.shape,
@@ -153,7 +176,13 @@ def reference(extractor: FeatureExtractor, against: Dataset | Statistics, *, fre
 def protocol(extractor: FeatureExtractor, samples: int, against: Dataset | Statistics) -> str:
     """What two scores must share to be comparable, in one line."""
     what = f"{len(against)} images" if isinstance(against, Dataset) else "published statistics"
-    return f"{extractor.protocol}; {samples} samples; reference {against.name}@{against.digest}, {what}"
+    return f"{extractor.protocol}; {samples} samples; reference {_told(against)}, {what}"
+
+
+def _told(data: Dataset | Statistics) -> str:
+    """Name, split where there are several, and hash: digits/test@0123456789abcdef."""
+    split = f"/{data.split}" if isinstance(data, Dataset) and data.splits else ""
+    return f"{data.name}{split}@{data.digest}"
 
 
 def _published(extractor: FeatureExtractor, statistics: Statistics) -> Judged:

@@ -136,7 +136,8 @@ def test_images_are_scored_by_the_judge_of_models(folder, archive, arrays):
     assert rows[0].keys() == FIELDS.keys()
     assert (rows[0]["label"], rows[0]["samples"], rows[0]["steps"]) == ("images", 30, None)
     assert rows[0]["protocol"] == (
-        f"digits-cnn@8081f54d896f; no resize; 30 samples; reference digits@{digits.digest}, 1797 images"
+        f"digits-cnn@10e64b8e64d5 fitted on test; no resize; 30 samples; "
+        f"reference digits/train@{digits.digest}, 899 images"
     )
     few = study.evaluate_images(images_at(folder), digits, samples=10)["rows"][0]
     assert few["samples"] == 10

@@ -18,6 +18,15 @@ def judge():
     return load_extractor("digits")
 
 
+@pytest.fixture(scope="module", params=["train", "test"])
+def crossed(request):
+    """(the judge against a split, the images of this split, the images it was fitted on)."""
+    other = {"train": "test", "test": "train"}[request.param]
+    judge = load_extractor("digits", split=request.param)
+    assert f"fitted on {other};" in judge.protocol
+    return judge, load("digits", split=request.param), load("digits", split=other)
+
+
 def test_features_and_logits_have_the_promised_form(judge, digits):
     images = digits.images[:7]
     assert judge(images).shape == (7, judge.dim) == (7, 64)
@@ -29,7 +38,9 @@ def test_features_and_logits_have_the_promised_form(judge, digits):
 
 def test_says_which_weights_judged(judge):
     assert judge.digest == digits_judge.DIGITS_SHA256
-    assert judge.protocol == f"digits-cnn@{judge.digest[:12]}; no resize"
+    assert judge.protocol == f"digits-cnn@{judge.digest[:12]} fitted on test; no resize"
+    assert load_extractor("digits", split="all").protocol == judge.protocol
+    assert load_extractor("digits", split="test").protocol != judge.protocol
 
 
 def test_features_do_not_depend_on_the_batch(judge, digits):
@@ -39,8 +50,20 @@ def test_features_do_not_depend_on_the_batch(judge, digits):
     torch.testing.assert_close(judge(images[:1]), together[:1], rtol=1e-6, atol=1e-7)
 
 
-def test_knows_the_digits(judge, digits):
-    assert (judge.logits(digits.images).argmax(1) == digits.labels).double().mean() > 0.98
+def test_knows_digits_that_it_never_saw(crossed):
+    judge, unseen, _ = crossed
+    assert (judge.logits(unseen.images).argmax(1) == unseen.labels).double().mean() > 0.98
+
+
+def test_it_learned_from_the_half_that_it_says(crossed):
+    judge, unseen, seen = crossed
+    losses = [torch.nn.functional.cross_entropy(judge.logits(half.images), half.labels) for half in (seen, unseen)]
+    assert losses[0] < 0.8 * losses[1]
+
+
+def test_features_of_unseen_digits_are_of_one_scale(crossed):
+    judge, unseen, _ = crossed
+    assert judge(unseen.images).double().var(0).sum().item() == pytest.approx(judge.dim, rel=1e-4)
 
 
 def test_distance_grows_with_damage(judge, digits):

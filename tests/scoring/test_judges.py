@@ -248,12 +248,74 @@ def test_the_classifier_learns_once_and_says_how_well(quick, monkeypatch):
     monkeypatch.setattr(classifier, "train", None)
     second = references.judge("classifier", digits)
     assert second.protocol == first.protocol
-    assert f"of digits@{digits.digest}" in first.protocol
+    assert f"of digits/train@{digits.digest}" in first.protocol
     accuracy = float(first.protocol.split("%")[0].split()[-1]) / 100
     right = (second.logits(digits.images).argmax(1) == digits.labels).double().mean()
     assert accuracy == pytest.approx(right.item(), abs=0.1)
     assert right > 0.5
     assert second(digits.images[:3]).shape == (3, second.dim)
+
+
+def test_the_classifier_learns_from_images_to_train_on_whichever_it_judges_against(quick, monkeypatch):
+    train = load("digits")
+    first = references.judge("classifier", train)
+    monkeypatch.setattr(classifier, "train", None)
+    for split in ("test", "all"):
+        assert references.judge("classifier", train.on(split)).protocol == first.protocol
+    made = Dataset("mine", train.images, train.labels, train.digest)  # by hand: it has no other split
+    assert f"of mine@{train.digest}" in references.judge("classifier", made).protocol
+
+
+def test_a_judge_is_told_what_it_asks_for(monkeypatch):
+    def plain(device):
+        return ()
+
+    def curious(device, channels, split):
+        return channels, split
+
+    for make, told in ((plain, ()), (curious, (1, "test"))):
+        monkeypatch.setitem(judges._EXTRACTORS, "ours", make)
+        assert references.judge("ours", load("digits", split="test")) == told
+    assert references.judge("ours", references.Statistics("digits", "stats.npz")) == (3, "all")
+    assert load_extractor("ours") == (3, "train")
+
+
+def test_a_protocol_names_the_split():
+    digits, judge = load("digits"), load_extractor("digits")
+    for split, count in (("train", 899), ("test", 898), ("all", 1797)):
+        against = digits.on(split)
+        told = f"5 samples; reference digits/{split}@{against.digest}, {count} images"
+        assert references.protocol(judge, 5, against).endswith(told)
+    made = Dataset("mine", digits.images, None, "0" * 16)
+    assert references.protocol(judge, 5, made).endswith(f"reference mine@{made.digest}, 899 images")
+
+
+PANELS = {
+    ("auto",): ["digits", "pixels"],
+    ("digits",): ["digits", "pixels"],
+    ("classifier",): ["classifier", "pixels"],
+    ("pixels",): ["pixels", "digits"],
+    ("auto", "digits"): ["digits", "pixels"],
+    ("auto", "random-features", "auto"): ["digits", "random-features"],
+    ("inception", "clip", "pixels"): ["inception", "clip", "pixels"],
+}
+
+
+@pytest.mark.parametrize("features", PANELS, ids="+".join)
+def test_two_judges_score_always(features):
+    assert references.panel(features, load("digits")) == PANELS[features]
+
+
+def test_the_second_judge_follows_the_data(tmp_path, refuses):
+    digits = load("digits")
+    labelled, bare = (Dataset("cats", digits.images, labels, "0" * 16) for labels in (digits.labels, None))
+    assert references.panel(["auto"], labelled) == ["classifier", "pixels"]
+    assert references.panel(["pixels"], bare) == ["pixels", "random-features"]
+    # What somebody measured of one judge says nothing of another.
+    published = references.Statistics("cats", tmp_path / "stats.npz")
+    assert references.panel(["inception"], published) == ["inception"]
+    with refuses("no judge is named"):
+        references.panel([], digits)
 
 
 def test_the_classifier_is_the_same_whenever_it_is_trained(quick):
@@ -359,7 +421,7 @@ def test_auto_is_the_judge_that_fits_the_data_without_a_download(quick, refuses,
     with refuses("dogs has no labels", "inception"):
         references.judge("auto", unlabelled)
     monkeypatch.setattr(references, "names", lambda: ["random-features"])
-    monkeypatch.setattr(judges, "load_extractor", lambda name, device: name)
+    monkeypatch.setattr(judges, "load_extractor", lambda name, *_, **__: name)
     assert references.judge("auto", unlabelled) == "random-features"
 
 
