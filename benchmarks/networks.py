@@ -214,7 +214,11 @@ def profile_shares(contender: Contender) -> dict[str, float]:
 def main() -> None:
     """Parse, compare, print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    ddpmpp = [name for name, config in SIZES.items() if config["arch"] == "SongUNet" and "encoder_type" not in config]
+    ddpmpp = [
+        name
+        for name, config in SIZES.items()
+        if config["arch"] == "SongUNet" and not {"encoder_type", "patch"} & config.keys()
+    ]
     parser.add_argument("--sizes", nargs="+", default=["0.2M", "7.0M", "15.7M"], choices=ddpmpp, metavar="SIZE")
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
     parser.add_argument("--batch", type=int, help="images a step (default 128; 8 for 32x32 on the CPU)")

@@ -150,7 +150,9 @@ def _shape_of(config: dict) -> str:
     widths = ", ".join(str(config["model_channels"] * mult) for mult in config["channel_mult"])
     sides = " and ".join(map(str, config["attn_resolutions"]))
     blocks = f"{config['num_blocks']} block{'s' * (config['num_blocks'] > 1)} a level"
-    return f"{arch}, {widths} channels, {blocks}, {f'attention at {sides} px' if sides else 'no attention'}"
+    attention = f"attention at {sides} px" if sides else "no attention"
+    patch = f", on patches of {config['patch']}x{config['patch']} px" if "patch" in config else ""
+    return f"{arch}, {widths} channels, {blocks}, {attention}{patch}"
 
 
 def _value(name: str, *parts: str) -> ast.expr:

@@ -150,6 +150,12 @@ def _student(cfg: SFDDMConfig, net, native, teacher) -> Denoiser:
 
 def _projection(nets: Nets, cfg: SFDDMConfig) -> dict[str, nn.Module]:
     """A learned 1x1 convolution between features of unequal width: our extension, to reach other sizes."""
+    patches = nets.student.net.patch, nets.teacher.net.patch
+    if patches[0] != patches[1]:
+        raise OnestepError(
+            f"sfddm compares features place by place, but the student's network cuts its images into patches of side "
+            f"{patches[0]} and the teacher's into {patches[1]}; choose sizes of one patch"
+        )
     ours, theirs = (denoiser.net.head_norm.weight.shape[0] for denoiser in (nets.student, nets.teacher))
     return {} if ours == theirs else {"projection": nn.Conv2d(ours, theirs, 1)}
 

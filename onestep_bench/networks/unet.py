@@ -38,18 +38,25 @@ class _UNet(nn.Module):
         self.config = {"arch": type(self).__name__, **plain}
         self.config |= {key: list(value) for key, value in plain.items() if isinstance(value, tuple | list)}
         self.label_dim = self.config["label_dim"]
+        self.patch = self.config.get("patch", 1)
         resolution, halvings = self.config["img_resolution"], len(self.config["channel_mult"]) - 1
-        if halvings < 0 or resolution < 1 or resolution % 2**halvings:
+        if self.patch < 1 or resolution % self.patch:
             raise OnestepError(
-                f"{resolution}x{resolution} images cannot be halved {halvings} times exactly; "
-                "give channel_mult another number of entries, or pad the images"
+                f"{resolution}x{resolution} images cannot be cut into patches of side {self.patch}; "
+                "give a patch that divides their side, or pad the images"
+            )
+        self.side = resolution // self.patch
+        if halvings < 0 or self.side < 1 or self.side % 2**halvings:
+            raise OnestepError(
+                f"{self.side}x{self.side} {'images' if self.patch == 1 else 'patches'} cannot be halved {halvings} "
+                "times exactly; give channel_mult another number of entries, or pad the images"
             )
 
     def _levels(self) -> list[tuple[str, int, bool]]:
         """(name, width, attention?) from the full resolution down."""
         config, levels = self.config, []
         for level, mult in enumerate(config["channel_mult"]):
-            resolution = config["img_resolution"] >> level
+            resolution = self.side >> level
             attention = resolution in config["attn_resolutions"]
             levels.append((f"{resolution}x{resolution}", config["model_channels"] * mult, attention))
         return levels
@@ -59,7 +66,7 @@ class _UNet(nn.Module):
 
         `residual`: at each level the encoder also takes in a downsampled stream of the image (NCSN++).
         """
-        aux_channels, skips = self.config["in_channels"], [channels]
+        aux_channels, skips = self.config["in_channels"] * self.patch**2, [channels]
         self.enc = nn.ModuleDict()
         for level, (name, width, attention) in enumerate(self._levels()):
             if level == 0:
@@ -111,7 +118,7 @@ class _UNet(nn.Module):
         for name, block in self.dec.items():
             if "_aux_" not in name:
                 h = block(torch.cat([h, skips.pop()], dim=1) if "_block" in name else h, emb)
-        return self._head(h).to(x.dtype)
+        return self._joined(self._head(h)).to(x.dtype)
 
     def encode(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None) -> list[Tensor]:
         """The encoder's activations, finest resolution first, each (n, c, h, w): every block's, in order.
@@ -122,6 +129,7 @@ class _UNet(nn.Module):
         return self._encode(x, self._embed(noise_labels.reshape(-1).float(), class_labels, None))
 
     def _encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
+        x = self._cut(x)
         h, skips, aux = x, [], x
         for name, block in self.enc.items():
             if name.endswith("_aux_residual"):
@@ -130,6 +138,12 @@ class _UNet(nn.Module):
             h = block(h) if name.endswith("_conv") else block(h, emb)
             skips.append(h)
         return skips
+
+    def _cut(self, x: Tensor) -> Tensor:
+        return x if self.patch == 1 else F.pixel_unshuffle(x, self.patch)
+
+    def _joined(self, x: Tensor) -> Tensor:
+        return x if self.patch == 1 else F.pixel_shuffle(x, self.patch)
 
     def _check(self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None) -> None:
         channels, resolution, labels = (self.config[key] for key in ("in_channels", "img_resolution", "label_dim"))
@@ -158,7 +172,11 @@ class _UNet(nn.Module):
 class SongUNet(_UNet):
     """DDPM++ (the defaults) and NCSN++ (fourier, residual, channel_mult_noise 2, resample_filter [1, 3, 3, 1]).
 
-    Raises OnestepError for images that cannot be halved exactly and for encoder or decoder types EDM did not release.
+    `patch`: patches of that side are cut from the image, each a pixel of patch**2 times the channels, and put together
+    again at the end (the space-to-depth of Shi et al. 2016, arXiv 1609.05158, turned round). Levels, their names and
+    attn_resolutions then count patches, as do the maps of `encode` and what enters the head. 1, as released: none.
+    Raises OnestepError for images that cannot be cut or halved exactly and for encoder or decoder types EDM did not
+    release.
     """
 
     def __init__(
@@ -180,6 +198,7 @@ class SongUNet(_UNet):
         encoder_type: str = "standard",
         decoder_type: str = "standard",
         resample_filter: Sequence[int] = (1, 1),
+        patch: int = 1,
     ):
         super().__init__(locals())
         _check_choice("embedding_type", embedding_type, ("positional", "fourier"))
@@ -200,9 +219,9 @@ class SongUNet(_UNet):
         self.map_layer1 = Linear(emb_channels, emb_channels, init)
         skips = self._add_encoder(style, model_channels, residual=encoder_type == "residual")
         channels = self._add_decoder(style, skips, attend_all=False)
-        self.head = f"{img_resolution}x{img_resolution}_aux"
+        self.head = f"{self.side}x{self.side}_aux"
         self.dec[f"{self.head}_norm"] = GroupNorm(channels, style.eps)
-        self.dec[f"{self.head}_conv"] = Conv2d(channels, out_channels, 3, last)
+        self.dec[f"{self.head}_conv"] = Conv2d(channels, out_channels * patch**2, 3, last)
 
     def _embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         cosines, sines = self.map_noise(noise_labels).chunk(2, dim=1)

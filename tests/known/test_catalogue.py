@@ -63,6 +63,7 @@ def test_a_method_says_what_it_trains_on_and_what_it_is(name):
 def test_whatever_a_person_can_list_has_a_line():
     for kind in ("sizes", "judges", "datasets", "samplers"):
         assert all(entry.text for entry in known(kind).values()), kind
+    assert known("sizes")["0.2M-p2"].text.endswith("no attention, on patches of 2x2 px")
     assert known("datasets")["digits"].side == 8 == data.load("digits").resolution
     assert known("datasets")["cifar10"].side == 32
 

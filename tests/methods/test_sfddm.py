@@ -182,6 +182,11 @@ def test_another_width_is_projected_and_trained_with_the_student():
     assert nets.auxiliary["projection"].weight.grad.abs().sum() > 0
 
 
+def test_a_student_of_other_patches_is_refused(refuses):
+    with refuses("patches of side 2", "teacher's into 1"):
+        _objective(SFDDMConfig(student_levels=4), "0.05M-p2")
+
+
 @pytest.mark.parametrize("size", ["0.05M", "44.7M"])
 def test_features_are_what_enters_the_head(size):
     resolution, channels, labels = (8, 1, 0) if size == "0.05M" else (16, 3, 0)

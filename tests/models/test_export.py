@@ -35,8 +35,8 @@ def perturbed(net):
     return net
 
 
-def made(kind="edm", label_dim=0):
-    return KINDS[kind](perturbed(build(SMALLEST | {"label_dim": label_dim})))
+def made(kind="edm", **more):
+    return KINDS[kind](perturbed(build(SMALLEST | more)))
 
 
 @pytest.mark.parametrize("label_dim", [0, 4])
@@ -52,9 +52,10 @@ def test_one_step_is_that_of_the_sampler(kind, label_dim):
     assert x0.std() > 1e-3
 
 
+@pytest.mark.parametrize("patch", [1, 2])
 @pytest.mark.parametrize("format", export.FORMATS)
-def test_what_is_exported_equals_torch_for_any_batch(tmp_path, format):
-    denoiser = made(label_dim=4)
+def test_what_is_exported_equals_torch_for_any_batch(tmp_path, format, patch):
+    denoiser = made(label_dim=4, patch=patch)
     file = tmp_path / "generator"
     told = export.export(denoiser, file, format)
     assert told.difference < 1e-4

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.networks.build import build, sized
+from onestep_bench.networks.build import build, size_of, sized
 from onestep_bench.networks.sizes import SIZES
 
 REFERENCE = Path(__file__).parents[1] / "reference"
@@ -125,6 +125,39 @@ def test_small_sizes_are_near_their_names(name):
     assert net.config["dropout"] == 0
 
 
+PATCHED = [name for name in SIZES if name.endswith("-p2")]
+
+
+@pytest.mark.parametrize("name", PATCHED)
+def test_patched_sizes_are_near_their_names_and_keep_the_shape_of_images(name):
+    net = sized(name, 28, 1)
+    assert parameters(net) / 1e6 == pytest.approx(float(name.removesuffix("M-p2")), rel=0.1)
+    assert net(torch.randn(2, 1, 28, 28), torch.rand(2)).shape == (2, 1, 28, 28)
+
+
+@pytest.mark.parametrize("encoder_type", ["standard", "residual"])
+def test_a_patched_network_is_one_of_fewer_places_and_more_channels(encoder_type):
+    torch.manual_seed(0)
+    config = TINY | {"encoder_type": encoder_type, "in_channels": 2, "out_channels": 3}
+    net = build(config | {"img_resolution": 12, "patch": 3})
+    inner = build(config | {"img_resolution": 4, "in_channels": 2 * 9, "out_channels": 3 * 9})
+    inner.load_state_dict({key: torch.randn_like(value) / 8 for key, value in inner.state_dict().items()})
+    net.eval().load_state_dict(inner.eval().state_dict())  # the levels are named for what they hold
+    x, noise_labels = torch.randn(2, 2, 12, 12), torch.rand(2)
+    cut = x.reshape(2, 2, 4, 3, 4, 3).permute(0, 1, 3, 5, 2, 4).reshape(2, 18, 4, 4)
+    joined = inner(cut, noise_labels).reshape(2, 3, 3, 3, 4, 4).permute(0, 1, 4, 2, 5, 3).reshape(2, 3, 12, 12)
+    torch.testing.assert_close(net(x, noise_labels), joined)
+    shapes = [tuple(features.shape[1:]) for features in net.encode(x, noise_labels)]
+    assert shapes == [(8, 4, 4), (8, 4, 4), (8, 2, 2), (16, 2, 2)]
+    assert net.head_norm.weight.shape == inner.head_norm.weight.shape
+
+
+def test_a_config_from_before_patches_has_none():
+    older = {key: value for key, value in build(TINY).config.items() if key != "patch"}
+    assert build(older).config == older | {"patch": 1}
+    assert size_of(build(older | {"model_channels": 16, "channel_mult_emb": 4, "dropout": 0.0})) == "0.2M"
+
+
 @pytest.mark.parametrize("name", SIZES)
 def test_config_is_json_and_rebuilds_the_network(name):
     with torch.device("meta"):
@@ -163,6 +196,9 @@ def test_label_dropout_acts_in_training_only():
 
 BAD_CONFIGS = {
     "not halved exactly": ({"img_resolution": 10, "channel_mult": [1, 2, 2]}, "halved 2 times"),
+    "patches not halved exactly": ({"patch": 4, "channel_mult": [1, 2, 2]}, "2x2 patches cannot be halved 2 times"),
+    "not cut exactly": ({"patch": 3}, "8x8 images cannot be cut into patches of side 3"),
+    "no patch": ({"patch": 0}, "patches of side 0"),
     "no levels": ({"channel_mult": []}, "channel_mult"),
     "decoder": ({"decoder_type": "skip"}, "decoder_type 'skip'"),
     "encoder": ({"encoder_type": "residul"}, "did you mean 'residual'"),
