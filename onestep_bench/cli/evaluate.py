@@ -8,7 +8,7 @@ from itertools import groupby
 from pathlib import Path
 
 from onestep_bench import data, study
-from onestep_bench.data.registry import SPLITS
+from onestep_bench.data.splits import SPLITS
 from onestep_bench.data.streams import images_at
 from onestep_bench.errors import OnestepError
 from onestep_bench.models import zoo

@@ -26,7 +26,9 @@ SIZES: dict[str, dict[str, Any]] = {
     # For 8x8 to 28x28 images, named by their parameters at 1x8x8. Of the shapes tried on a CPU, one block a level
     # trains the most images a second for its parameters. GroupNorm admits no width between 32 and 40, hence the wider
     # embedding.
+    "0.01M": _ddpmpp(4, 1, (1, 2), 0.0, ()),
     "0.05M": _ddpmpp(8, 1, (1, 2), 0.0, ()),
+    "0.1M": _ddpmpp(12, 1, (1, 2), 0.0, ()),
     "0.2M": _ddpmpp(16, 1, (1, 2), 0.0, ()),
     "0.8M": _ddpmpp(32, 1, (1, 2), 0.0, (), channel_mult_emb=7),
     "3M": _ddpmpp(64, 1, (1, 2), 0.0, ()),

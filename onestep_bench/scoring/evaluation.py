@@ -16,7 +16,8 @@ from torch import Tensor
 
 from onestep_bench import __version__
 from onestep_bench.data.pixels import to_uint8
-from onestep_bench.data.registry import SPLITS, Dataset
+from onestep_bench.data.registry import Dataset
+from onestep_bench.data.splits import SPLITS, WHOLE, check_split
 from onestep_bench.data.streams import Images
 from onestep_bench.denoiser import counting
 from onestep_bench.errors import OnestepError
@@ -158,10 +159,11 @@ def _against(data: Dataset | Statistics, splits: Sequence[str]) -> list[Dataset 
     """The references: of the splits asked for those that there are, else what was given."""
     if isinstance(data, Statistics):
         return [data]
-    unknown = [split for split in splits if split not in (*SPLITS, "all")]
-    if unknown or not splits:
-        raise OnestepError(f"splits are of {', '.join(SPLITS)} and all, not {unknown[0] if unknown else 'none'!r}")
-    return [data.on(split) for split in splits if split in data.splits] or [data]
+    if not splits:
+        raise OnestepError("no split is named to score against; name train, test or both")
+    for split in splits:
+        check_split(split)
+    return [data.on(split) for split in splits] if data.splits else [data]
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class _Seat:
         """Of a score row."""
         return {
             "dataset": self.against.name,
-            "split": getattr(self.against, "split", "all"),
+            "split": getattr(self.against, "split", WHOLE),
             "features": self.extractor.name,
             "protocol": references.protocol(self.extractor, samples, self.against),
         }

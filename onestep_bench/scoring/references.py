@@ -160,7 +160,7 @@ def reference(extractor: FeatureExtractor, against: Dataset | Statistics, *, fre
     """
     if isinstance(against, Statistics):
         return _published(extractor, against)
-    recipe = {"version": 1, "extractor": extractor.digest, "protocol": extractor.protocol, "data": against.digest}
+    recipe = {"version": 2, "extractor": extractor.digest, "protocol": extractor.protocol, "data": against.digest}
     recipe |= {"kept": judging.KEPT, "device": device().type}
 
     def make(folder: Path) -> dict:

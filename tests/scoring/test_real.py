@@ -59,7 +59,7 @@ def test_new_images_are_as_near_to_the_training_set_as_held_out_ones(features):
     """Noise on images of both halves: as far from the one as from the other."""
     both = torch.cat([data.load("digits", split=split).images[:400] for split in ("train", "test")])
     noisy = (both + 25 * torch.randn(both.shape, generator=torch.Generator().manual_seed(0))).clamp(0, 255).byte()
-    assert 0.85 < scored(noisy, "test", features)["nn_ratio"] < 1.15
+    assert 0.75 < scored(noisy, "test", features)["nn_ratio"] < 1.25
 
 
 def test_images_of_a_folder_are_scored_against_both_splits_by_both_judges():
