@@ -23,6 +23,7 @@ from onestep_bench.models import checkpoints, cost, sampling, zoo
 from onestep_bench.models.model import FOREIGN, Model, Pairs
 from onestep_bench.models.pretrained import find, is_key, load_pretrained
 from onestep_bench.models.sampling import sample
+from onestep_bench.models.snapshots import checked, kept_at
 from onestep_bench.scoring import references
 from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
 from onestep_bench.scoring.rows import MIME, bundle
@@ -46,6 +47,7 @@ def train(
     teacher: Model | None = None,
     init: Model | None = None,
     conditional: bool | None = None,
+    snapshots: Sequence[float] = (),
     fresh: bool = False,
     **options,
 ) -> Model:
@@ -54,6 +56,7 @@ def train(
     method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs. kimg: thousands of
     images seen. size: named network size, by default that of `init`. init: a model whose averaged weights the student
     starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of the pairs.
+    snapshots: kimg, rising to at most the budget, at which averaged weights are kept as well, for `Model.snapshots`.
     fresh: train again what other source trained, see `store.memo`; without it such a model is refused.
     options: fields of the method's config and of `TrainConfig`.
     Raises OnestepError for an unknown method, size or option, for data or a teacher that does not fit the method, and
@@ -78,6 +81,8 @@ def train(
         "data": data.digest if isinstance(data, Dataset) else "pairs",
         "role": {key: model.artifact.key for key, model in (("teacher", teacher), ("init", init)) if model},
     }
+    kept = checked(snapshots, training)
+    recipe |= {"snapshots": kept} if kept else {}
     given = [data if isinstance(data, Pairs) else None, teacher, init]
     parents = {item.artifact.key: item.artifact for item in given if item}.values()
 
@@ -86,13 +91,13 @@ def train(
         nets = methods.Nets(student, teacher.denoiser if teacher else None)
         torch.manual_seed(seed_for(seed, "auxiliary"))
         nets.auxiliary = {name: net.to(device()) for name, net in chosen.auxiliary(nets, config).items()}
-        ema, rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder)
+        ema, rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder, kept)
         if ranks.leads():
             checkpoints.save(ema, folder)
             write_json(folder / "log.json", [asdict(row) for row in rows])
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         note = {"data": data.name} if isinstance(data, Dataset) else {}  # for people: the recipe has its digest
-        work = cost.work(_asked(nets), rows[-1].passes, data.shape) | {"busy": _busy(row.busy for row in rows)}
+        work = cost.work(_asked(nets), rows[-1].passes, data.shape) | {"busy": cost.mean_busy(row.busy for row in rows)}
         return together.spent(training.steps * training.batch_size / 1000, rows[-1].seconds, **work) | note
 
     source = _source_of(chosen, None if init else size)
@@ -181,6 +186,7 @@ def _check_inputs(method, data, size, teacher, init, conditional) -> None:
     if size is None and init is None:
         raise OnestepError(f"{method.name} needs a size or an init model; known sizes: {', '.join(networks.SIZES)}")
     for model in (teacher, init):
+        _check_whole(model)
         if model and model.class_counts and not data.class_counts:
             raise OnestepError(f"{model.artifact.key} is conditional, and the data have no labels; use labelled data")
         if model and model.class_counts and len(model.class_counts) != len(data.class_counts):
@@ -195,6 +201,11 @@ def _check_inputs(method, data, size, teacher, init, conditional) -> None:
         raise OnestepError(f"the teacher wants {wanted} student; pass conditional={bool(teacher.class_counts)}")
     if init and size not in (None, init.size):
         raise OnestepError(f"size {size} differs from the init model's {init.size}; leave size out")
+
+
+def _check_whole(model: Model | None) -> None:
+    if model and model.snapshot is not None:
+        raise OnestepError(f"{model.name} is a snapshot, which is only sampled; train a model of that budget instead")
 
 
 def _check_independence(method, config) -> None:
@@ -248,13 +259,7 @@ def _asked(nets: methods.Nets) -> dict[str, torch.nn.Module]:
     return {"student": nets.student, **nets.auxiliary} | ({"teacher": nets.teacher} if nets.teacher else {})
 
 
-def _busy(found: Iterable[float | None]) -> float | None:
-    """The mean of what was found now and then; None if nothing was."""
-    known = [value for value in found if value is not None]
-    return sum(known) / len(known) if known else None
-
-
-def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[Denoiser, list[LogRow]]:
+def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots) -> tuple[Denoiser, list[LogRow]]:
     ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
     labels = data.labels if nets.student.num_classes else None
     source = Source(data.images, labels, data.noise if isinstance(data, Pairs) else None, device())
@@ -272,6 +277,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
             adams=method.adams(config, training.betas),
             ema=ema,
             networks=_asked(nets),
+            after=kept_at(ema, folder, snapshots, training),
             checkpoint=folder / "checkpoint.pt",
             checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
             name=method.name,
@@ -294,6 +300,7 @@ def make_pairs(
 
     The defaults are SlimFlow's for an EDM teacher (18 Heun steps). fresh: as for `train`.
     """
+    _check_whole(teacher)
     if n < 1:
         raise OnestepError(f"cannot make {n} pairs; ask for at least 1")
     recipe = {"n": n, "sampler": sampler, "steps": steps, "seed": seed, "class_counts": teacher.class_counts}
@@ -345,7 +352,7 @@ def _join_parts(parts: Iterable[Path], folder: Path, teacher: Model) -> dict:
     # Parts of an older version do not tell.
     known = all("rows" in part for part in loaded)
     passes = {"teacher": sum(part["rows"].item() for part in loaded) / 1000} if known else {}
-    busy = _busy(part["busy"].item() if "busy" in part else None for part in loaded)
+    busy = cost.mean_busy(part["busy"].item() if "busy" in part else None for part in loaded)
     return together.spent(0.0, seconds, **cost.work({"teacher": teacher.denoiser}, passes, teacher.shape), busy=busy)
 
 
