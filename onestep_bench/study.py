@@ -7,6 +7,7 @@ import copy
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -17,10 +18,11 @@ from onestep_bench.data.registry import Dataset
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.models import checkpoints, cost, zoo
-from onestep_bench.models.model import FOREIGN, Model, Pairs
+from onestep_bench.models.model import FOREIGN, Model, Pairs, check_whole
 from onestep_bench.models.pairing import invert_pairs, make_pairs  # noqa: F401  (a notebook calls them here)
 from onestep_bench.models.pretrained import find, is_key, load_pretrained
 from onestep_bench.models.sampling import sample  # noqa: F401
+from onestep_bench.models.snapshots import checked, kept_at
 from onestep_bench.scoring import references
 from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
 from onestep_bench.scoring.rows import MIME, bundle
@@ -44,6 +46,7 @@ def train(
     teacher: Model | None = None,
     init: Model | None = None,
     conditional: bool | None = None,
+    snapshots: Sequence[float] = (),
     fresh: bool = False,
     **options,
 ) -> Model:
@@ -52,6 +55,7 @@ def train(
     method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs. kimg: thousands of
     images seen. size: named network size, by default that of `init`. init: a model whose averaged weights the student
     starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of the pairs.
+    snapshots: kimg, rising to at most the budget, at which averaged weights are kept as well, for `Model.snapshots`.
     fresh: train again what other source trained, see `store.memo`; without it such a model is refused.
     options: fields of the method's config and of `TrainConfig`.
     Raises OnestepError for an unknown method, size or option, for data or a teacher that does not fit the method, and
@@ -76,6 +80,8 @@ def train(
         "data": data.digest if isinstance(data, Dataset) else "pairs",
         "role": {key: model.artifact.key for key, model in (("teacher", teacher), ("init", init)) if model},
     }
+    kept = checked(snapshots, training)
+    recipe |= {"snapshots": kept} if kept else {}
     given = [data if isinstance(data, Pairs) else None, teacher, init]
     parents = {item.artifact.key: item.artifact for item in given if item}.values()
 
@@ -84,7 +90,7 @@ def train(
         nets = methods.Nets(student, teacher.denoiser if teacher else None)
         torch.manual_seed(seed_for(seed, "auxiliary"))
         nets.auxiliary = {name: net.to(device()) for name, net in chosen.auxiliary(nets, config).items()}
-        ema, rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder)
+        ema, rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder, kept)
         if ranks.leads():
             checkpoints.save(ema, folder)
             write_json(folder / "log.json", [asdict(row) for row in rows])
@@ -179,6 +185,7 @@ def _check_inputs(method, data, size, teacher, init, conditional) -> None:
     if size is None and init is None:
         raise OnestepError(f"{method.name} needs a size or an init model; known sizes: {', '.join(networks.SIZES)}")
     for model in (teacher, init):
+        check_whole(model)
         if model and model.class_counts and not data.class_counts:
             raise OnestepError(f"{model.artifact.key} is conditional, and the data have no labels; use labelled data")
         if model and model.class_counts and len(model.class_counts) != len(data.class_counts):
@@ -246,7 +253,7 @@ def _asked(nets: methods.Nets) -> dict[str, torch.nn.Module]:
     return {"student": nets.student, **nets.auxiliary} | ({"teacher": nets.teacher} if nets.teacher else {})
 
 
-def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[Denoiser, list[LogRow]]:
+def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots) -> tuple[Denoiser, list[LogRow]]:
     ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
     labels = data.labels if nets.student.num_classes else None
     source = Source(data.images, labels, data.noise if isinstance(data, Pairs) else None, device())
@@ -264,6 +271,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder) -> tuple[D
             adams=method.adams(config, training.betas),
             ema=ema,
             networks=_asked(nets),
+            after=kept_at(ema, folder, snapshots, training),
             checkpoint=folder / "checkpoint.pt",
             checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
             name=method.name,

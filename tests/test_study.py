@@ -256,6 +256,81 @@ def test_a_killed_training_goes_on(digits, monkeypatch):
     assert files[0]["model.safetensors"] == files[1]["model.safetensors"]
 
 
+SNAPSHOTS = {"snapshots": (0.01, 0.04)}
+
+
+def test_snapshots_are_the_average_as_it_was(digits, teacher):
+    model = study.train("edm", digits, **TINY | SNAPSHOTS)
+    assert list(model.snapshots) == [0.01, 0.04]
+    early, late = model.snapshots.values()
+    # 0.01 is reached by the second step of eight images. The budget decides no weights of EDM's.
+    for snapshot, kimg in ((early, 0.016), (late, 0.04)):
+        same = study.train("edm", digits, **TINY | {"kimg": kimg})
+        state = same.denoiser.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in snapshot.denoiser.state_dict().items())
+        assert snapshot.spent["passes"] == pytest.approx(same.spent["passes"])
+        assert snapshot.spent["macs"] == same.spent["macs"]
+        assert snapshot.spent["kimg"] == kimg
+    assert early.spent["seconds"] < late.spent["seconds"] < model.spent["seconds"]
+    assert early.name == f"{model.name}#0.01"
+    assert early.on(VP(alphas_cumprod("linear", 10))).name.startswith(f"{early.name}@vp")
+    assert torch.equal(study.sample(early, range(2)), sampling.sample(early, range(2)))
+    assert not torch.equal(study.sample(early, range(2)), study.sample(late, range(2)))
+    # Nothing else is another: not the weights at the end, nor the key of a model without them.
+    state = teacher.denoiser.state_dict()
+    assert all(torch.equal(value, state[name]) for name, value in model.denoiser.state_dict().items())
+    assert model.artifact.key != teacher.artifact.key
+    assert study.train("edm", digits, **TINY, snapshots=()).artifact.key == teacher.artifact.key
+    assert teacher.snapshots == {}
+
+
+def test_a_snapshots_cost_has_its_parents(digits, teacher, small_batches):
+    student = study.train("gdd", digits, teacher=teacher, init=teacher, **{**TINY, "size": None} | SNAPSHOTS)
+    early = student.snapshots[0.01]
+    assert early.spent["kimg"] == pytest.approx(0.064 + 0.016)
+    own = student.artifact.meta["cost"]
+    passes = {"student": 4 * 16, "critic": 9 * 16 + 7 * 8}  # R1 at the first step
+    assert early.spent["passes"] == pytest.approx(teacher.spent["passes"] + sum(passes.values()) / 1000)
+    macs = sum(count * own["macs_of_one"][name] for name, count in passes.items())
+    assert early.spent["macs"] == teacher.spent["macs"] + macs
+
+
+def test_a_killed_training_has_the_same_snapshots(digits, monkeypatch):
+    undisturbed = study.train("edm", digits, **TINY | SNAPSHOTS)
+    monkeypatch.setenv("ONESTEP_STORE", str(undisturbed.artifact.folder.parent) + "-2")
+    monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
+    fit = study.fit
+
+    def dying(*arguments, **options):
+        for row in fit(*arguments, **options):
+            yield row
+            if row.step == 3:
+                raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(study, "fit", dying)
+        with pytest.raises(Killed):
+            study.train("edm", digits, **TINY | SNAPSHOTS)
+    model = study.train("edm", digits, **TINY | SNAPSHOTS)
+    files = model.artifact.meta["files"], undisturbed.artifact.meta["files"]
+    kept = ["model.safetensors", "snapshot-0.01.safetensors", "snapshot-0.04.safetensors"]
+    assert [name for name in files[0] if name.endswith(".safetensors")] == kept
+    assert all(files[0][name] == files[1][name] for name in kept)
+
+
+def test_snapshots_that_cannot_be_are_refused_and_no_teachers(digits, refuses):
+    for wrong in ((0.04, 0.01), (0.01, 0.01), (0.1,), (0.0,), ("much",), 8.0):
+        with refuses("snapshots must rise", "kimg=0.064"):
+            study.train("edm", digits, **TINY, snapshots=wrong)
+    early = study.train("edm", digits, **TINY | SNAPSHOTS).snapshots[0.01]
+    with refuses(early.name, "only sampled"):
+        study.train("gdd", digits, teacher=early, init=early, kimg=0.064)
+    with refuses(early.name, "only sampled"):
+        study.make_pairs(early, 8)
+    with refuses(early.name, "is a snapshot"):
+        study.pretrained(early.name)
+
+
 def test_training_in_a_cell_tells_how_far_it_is_and_an_interrupt_anywhere_goes_on(digits, monkeypatch, tmp_path):
     undisturbed = study.train("edm", digits, **TINY)
     monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))

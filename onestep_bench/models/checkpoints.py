@@ -23,21 +23,26 @@ def save(denoiser: Denoiser, folder: Path, **more) -> None:
 
     more: JSON values that config.json says beside the denoiser's own description.
     """
-    state = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.net.state_dict().items()}
-    with replacing(folder / WEIGHTS) as temporary:
-        save_file(state, temporary)
+    save_weights(denoiser, folder / WEIGHTS)
     write_json(folder / CONFIG, more | denoiser.spec())
 
 
-def load(folder: Path, device: str = "cpu") -> Denoiser:
-    """The denoiser in `folder`, on `device`, in eval mode, without gradients.
+def save_weights(denoiser: Denoiser, path: Path) -> None:
+    """Write the weights alone, atomically."""
+    state = {name: tensor.detach().cpu().contiguous() for name, tensor in denoiser.net.state_dict().items()}
+    with replacing(path) as temporary:
+        save_file(state, temporary)
+
+
+def load(folder: Path, device: str = "cpu", weights: str = WEIGHTS) -> Denoiser:
+    """The denoiser in `folder`, on `device`, in eval mode, without gradients. weights: name of their file.
 
     Raises OnestepError if a file is missing or damaged, or the weights do not fit the description exactly.
     """
     spec = describe(folder)
     try:
         native, path = native_from(spec["native"]), path_from(spec["path"]) if "path" in spec else None
-        net = with_weights(spec["network"], load_file(folder / WEIGHTS))
+        net = with_weights(spec["network"], load_file(folder / weights))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise OnestepError(f"{folder} holds no whole model: {error}; make it again") from error
     except Misfit as misfit:

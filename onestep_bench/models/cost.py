@@ -42,23 +42,30 @@ def macs(network: nn.Module, shape: tuple[int, int, int]) -> int:
 
 
 def work(networks: Mapping[str, nn.Module], passes: Mapping[str, float], shape: tuple[int, int, int]) -> dict:
-    """{passes, macs} of passes by network: all of them, and their multiply-accumulates, as an artifact's cost has them.
+    """{passes, macs, macs_of_one} of passes by network, as an artifact's cost has them; `summed` says the first two.
 
     networks: by name, those of `passes` among them; put into eval mode, in which asking one changes nothing in it.
-    None each if nothing was counted; macs None if a network (a plug-in's) is not called as those here are.
+    macs_of_one: macs of one forward pass by network, None if one (a plug-in's) is not called as those here are.
     """
+    asked = [name for name, count in passes.items() if count]
+    try:
+        of_one = {name: macs(networks[name].eval(), shape) for name in asked}
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+        of_one = None
+    return summed(passes, of_one) | {"macs_of_one": of_one}
+
+
+def summed(passes: Mapping[str, float], of_one: Mapping[str, int] | None) -> dict:
+    """{passes, macs}: those of all networks, in thousands, and their multiply-accumulates; None where not known."""
     if not passes:
         return {"passes": None, "macs": None}
-    asked = {name: count for name, count in passes.items() if count}
-    try:
-        products = [round(1000 * count) * macs(networks[name].eval(), shape) for name, count in asked.items()]
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
-        return {"passes": sum(passes.values()), "macs": None}
-    return {"passes": sum(passes.values()), "macs": sum(products)}
+    known = of_one is not None
+    macs = sum(round(1000 * count) * of_one[name] for name, count in passes.items() if count) if known else None
+    return {"passes": sum(passes.values()), "macs": macs}
 
 
 def mean_busy(found: Iterable[float | None]) -> float | None:
-    """The mean of what `ranks.busy` found now and then; None if it found nothing."""
+    """The mean of what `ranks.busy` told now and then; None if it told nothing."""
     known = [value for value in found if value is not None]
     return sum(known) / len(known) if known else None
 

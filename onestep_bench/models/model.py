@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 from safetensors import safe_open
@@ -12,7 +12,8 @@ from torch import Tensor
 
 from onestep_bench import paths, store
 from onestep_bench.denoiser import Denoiser
-from onestep_bench.models import checkpoints
+from onestep_bench.errors import OnestepError
+from onestep_bench.models import checkpoints, cost, snapshots
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.training.ranks import device
 from onestep_bench.training.state import LogRow
@@ -22,28 +23,41 @@ FOREIGN = "foreign"  # in place of a method's name: a model that was not trained
 
 @dataclass(frozen=True)
 class Model:
-    """A trained model: its artifact, and what a notebook asks of it. path: the one it is seen on, if not its own."""
+    """A trained model: its artifact, and what a notebook asks of it.
+
+    path: the one it is seen on, if not its own. snapshot: kimg at which its weights were kept, if not those of the end.
+    """
 
     artifact: store.Artifact
     path: paths.Path | None = None
+    snapshot: float | None = None
 
     @cached_property
     def denoiser(self) -> Denoiser:
         """The weights' average (EMA), on `device()`, in eval mode."""
-        denoiser = checkpoints.load(self.artifact.folder, str(device()))
+        weights = checkpoints.WEIGHTS if self.snapshot is None else snapshots.weights(self.snapshot)
+        denoiser = checkpoints.load(self.artifact.folder, str(device()), weights)
         return denoiser.on(self.path).eval() if self.path else denoiser
 
     def on(self, path: paths.Path) -> "Model":
         """The same model seen, sampled and scored on another path."""
-        return Model(self.artifact, path)
+        return replace(self, path=path)
+
+    @property
+    def snapshots(self) -> dict[float, "Model"]:
+        """The model as it was when training had come so far, by kimg, as `study.train` was asked to keep it."""
+        return {kimg: replace(self, snapshot=kimg) for kimg in self.artifact.recipe.get("snapshots", ())}
 
     @property
     def name(self) -> str:
-        """Store key, and a digest of the path if it is seen on another than its own: what a score row is a score of."""
+        """What a score row is a score of: the store key, the kimg of a snapshot ('model-1a2b#16'), and a digest of the
+        path if it is seen on another than its own.
+        """
+        name = self.artifact.key if self.snapshot is None else f"{self.artifact.key}#{self.snapshot:.12g}"
         if not self.path:
-            return self.artifact.key
+            return name
         spec = json.dumps(self.path.spec(), sort_keys=True).encode()
-        return f"{self.artifact.key}@{self.path.name}-{hashlib.sha256(spec).hexdigest()[:8]}"
+        return f"{name}@{self.path.name}-{hashlib.sha256(spec).hexdigest()[:8]}"
 
     @cached_property
     def history(self) -> list[LogRow]:
@@ -62,11 +76,23 @@ class Model:
 
     @property
     def spent(self) -> dict:
-        """`Artifact.cost` of the whole lineage; None each where part of it was not trained here."""
-        cost = self.artifact.cost()
-        if any(artifact.recipe.get("method") == FOREIGN for artifact in self.artifact.lineage()):
-            return dict.fromkeys(cost)
-        return cost
+        """`Artifact.cost` of the whole lineage, of a snapshot up to it; None each where part was not trained here."""
+        lineage = self.artifact.lineage()
+        own = self.artifact.meta["cost"] if self.snapshot is None else self._spent_by_then()
+        spent = store.total([own, *(artifact.meta["cost"] for artifact in lineage[1:])])
+        foreign = any(artifact.recipe.get("method") == FOREIGN for artifact in lineage)
+        return dict.fromkeys(spent) if foreign else spent
+
+    def _spent_by_then(self) -> dict:
+        """What the training itself had cost when it came to the snapshot, from the log's row of that step."""
+        whole, last = self.artifact.meta["cost"], self.history[-1]
+        step = next((row.step for row in self.history if row.kimg >= self.snapshot), last.step)
+        rows = [row for row in self.history if row.step <= step]
+        # The log has seconds of one rank, the record those of all.
+        seconds = rows[-1].seconds * whole["seconds"] / last.seconds if last.seconds else 0.0
+        passes = cost.summed(rows[-1].passes, whole.get("macs_of_one"))
+        busy = cost.mean_busy(row.busy for row in rows)
+        return {"kimg": rows[-1].kimg, "seconds": seconds, **passes, "busy": busy}
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -81,6 +107,12 @@ class Model:
         """
         labels = sample_labels(seed, indices, self.class_counts, "sample")
         return None if labels is None else labels.to(device())
+
+
+def check_whole(model: Model | None) -> None:
+    """Raise OnestepError for a snapshot where a whole model is needed."""
+    if model and model.snapshot is not None:
+        raise OnestepError(f"{model.name} is a snapshot, which is only sampled; train a model of that budget instead")
 
 
 @dataclass(frozen=True)

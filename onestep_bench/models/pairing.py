@@ -13,7 +13,7 @@ from onestep_bench.data.registry import Dataset
 from onestep_bench.denoiser import counting
 from onestep_bench.errors import OnestepError
 from onestep_bench.models import cost, sampling
-from onestep_bench.models.model import Model, Pairs
+from onestep_bench.models.model import Model, Pairs, check_whole
 from onestep_bench.models.sampling import sample
 from onestep_bench.seeds import sample_noise
 from onestep_bench.store.files import replacing
@@ -66,6 +66,7 @@ def invert_pairs(
 
 
 def _recipe(teacher: Model, n: int, sampler: str, steps: int, seed: int) -> dict:
+    check_whole(teacher)
     if n < 1:
         raise OnestepError(f"cannot make {n} pairs; ask for at least 1")
     recipe = {"n": n, "sampler": sampler, "steps": steps, "seed": seed, "class_counts": teacher.class_counts}

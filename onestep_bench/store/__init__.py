@@ -21,6 +21,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             "META",
             "one_key",
             "root",
+            "total",
             "used_by",
         ],
         "downloads": ["fetch"],

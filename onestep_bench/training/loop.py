@@ -45,6 +45,7 @@ def fit(
     adams: Mapping[str, Adam] | None = None,
     ema: nn.Module | None = None,
     networks: Mapping[str, nn.Module] | None = None,
+    after: Mapping[int, Callable[[], None]] | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 60.0,
     name: str = "fit",
@@ -55,6 +56,8 @@ def fit(
     adams: optimiser settings of the networks that do not train with `config`'s own. ema: a copy of the student, made
     its average. networks: those whose passes the rows tell, by default `nets`; a teacher is asked and not trained, and
     is another. Counts are in the checkpoint; a run that goes on from one without them, of an older version, tells none.
+    after: what rank 0 calls at the end of a step (1-based), such as to keep the average; that step has a log row. Where
+    a killed run goes on from before the step, it is called again.
     checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
     All draws are functions of (seed, purpose, step), so that a resumed run ends in the same bits as an uninterrupted
     one on the same machine. name: what errors call the run.
@@ -88,9 +91,11 @@ def fit(
                     _step(objective, run, source, seed, step, device)
                 if ema is not None:
                     _update_ema(ema, nets["student"], step, config)
+                if after and begun in after and ranks.leads():
+                    after[begun]()
                 now = time.monotonic()
                 last = begun == config.steps
-                log = last or begun % log_every == 0
+                log = last or begun % log_every == 0 or begun in (after or {})
                 save = checkpoint and ranks.leads() and (last or now - saved >= checkpoint_seconds)
                 run.done, run.seconds = begun, now - clock
                 if log or save:

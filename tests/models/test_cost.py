@@ -79,10 +79,11 @@ def test_work_is_passes_and_their_macs_network_by_network():
     nets = {"student": edm_denoiser(Known()), "critic": Judging(), "idle": torch.nn.Linear(1, 1)}
     found = cost.work(nets, {"student": 0.3, "critic": 0.05, "idle": 0.0}, (3, 8, 8))
     critic = 2 * 3 * 8 * 8 + 2 * 7
-    assert found == {"passes": pytest.approx(0.35), "macs": 300 * BY_HAND + 50 * critic}
-    assert cost.work(nets, {}, (3, 8, 8)) == {"passes": None, "macs": None}
+    of_one = {"student": BY_HAND, "critic": critic}
+    assert found == {"passes": pytest.approx(0.35), "macs": 300 * BY_HAND + 50 * critic, "macs_of_one": of_one}
+    assert cost.work(nets, {}, (3, 8, 8)) == {"passes": None, "macs": None, "macs_of_one": {}}
     # A network of another call, as a plug-in may have one.
-    assert cost.work(nets, {"idle": 1.0}, (3, 8, 8)) == {"passes": 1.0, "macs": None}
+    assert cost.work(nets, {"idle": 1.0}, (3, 8, 8)) == {"passes": 1.0, "macs": None, "macs_of_one": None}
 
 
 def test_macs_are_the_same_on_every_device():
