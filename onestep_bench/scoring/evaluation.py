@@ -303,7 +303,7 @@ def _summary(model, sampler, steps, found: list[dict]) -> dict:
     draw = partial(sample_batches, model, sampler=sampler, steps=steps)
     with cost.PeakMemory(device()) as memory:
         next(draw(range(sampling.BATCH)))
-    busy = cost.other_load()
+    busy = ranks.busy()
     median, p95 = cost.latency_ms(lambda: next(draw([0], network_batch=1)), device())
     measured = {
         "latency_ms": median,
