@@ -108,8 +108,9 @@ def _common(cells: Sequence[Cell]) -> dict:
 
 def _judges_to_train(cells: Iterable[Cell]) -> list[str]:
     """What it costs to train the judges that no download brings, once for each data set."""
-    asked = ((cell.parameters.get("dataset", "digits"), cell.parameters.get("features", "auto")) for cell in cells)
-    names = dict.fromkeys(name for name, features in asked if features in ("auto", "classifier") and name != "digits")
+    asked = ((cell.parameters.get("dataset", "digits"), cell.parameters.get("features", ["auto"])) for cell in cells)
+    trained = {"auto", "classifier"}
+    names = dict.fromkeys(name for name, features in asked if trained & set(features) and name != "digits")
     return [f"the judge of {name}, unless the store has it: {_cost_of_judge(name)}" for name in names]
 
 
