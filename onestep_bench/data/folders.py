@@ -4,6 +4,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -97,7 +98,7 @@ def _read_images(archive: Archive, files: list[str], split: str) -> tuple[np.nda
 
 
 def _mapped(archive: Archive, files: list[str], first: np.ndarray, split: str) -> tuple[np.ndarray, np.ndarray]:
-    """As `_read_images`: decoded once into a file, and mapped from there.
+    """As `_read_images`: decoded once into files, and mapped from there.
 
     So it needs no memory of its own, starts at once the second time, and is shared by all processes of a machine. Each
     split has its file, named by the content of the archive; a small one beside them says which image is in which.
@@ -105,13 +106,17 @@ def _mapped(archive: Archive, files: list[str], first: np.ndarray, split: str) -
     folder = Path(os.environ.get("ONESTEP_CACHE") or "~/.cache/onestep_bench/decoded").expanduser()
     file, sides = folder / f"{archive.key}.{split}", folder / f"{archive.key}.sides"
     if not (_has(sides, len(files)) and _has(file, len(_rows_in(sides, split)) * first.size)):
-        # Written and not mapped: a full disk is then an error and not a crash.
-        with replacing(sides) as told, replacing(file) as pixels, open(told, "wb") as tests, open(pixels, "wb") as out:
+        parts = SPLITS if split in SPLITS else (split,)  # who asks for one side will ask for the other
+        with ExitStack() as stack:
+            # Written and not mapped: a full disk is then an error and not a crash.
+            tests, *outs = (
+                stack.enter_context(open(stack.enter_context(replacing(folder / f"{archive.key}.{part}")), "wb"))
+                for part in ("sides", *parts)
+            )
             for image in _alike(archive, files, first):
                 test = is_test(image)
                 tests.write(bytes([test]))
-                if split not in SPLITS or test == (split == "test"):
-                    out.write(image.tobytes())
+                outs[test and len(outs) > 1].write(image.tobytes())
     rows = _rows_in(sides, split)
     if not len(rows):
         return np.empty((0, *first.shape), np.uint8), rows

@@ -35,8 +35,8 @@ def load(name: str, path: Path | str | None = None, *, split: str = "train") -> 
 
     split: 'train', 'test', or 'all', the whole source: for zips that published statistics are of. A registered set
     says itself which images are which. Of zips, folders and tars one image in ten is to test with, by the hash of its
-    pixels: whatever else lies beside it, and its copies with it. What is too large for the memory is mapped from a
-    decoded file, one for each split that was asked for.
+    pixels: whatever else lies beside it, and its copies with it. A set that is large is decoded once, into a file for
+    each split, and mapped from there.
     `on` of what is returned gives the other split of the same source.
     Raises OnestepError for an unknown name or split, a split without images, a missing, damaged or inconsistent file,
     or a failed download.
