@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from onestep_bench import data, methods, study
+from onestep_bench import data, methods, store, study
 from onestep_bench.models import sampling
+from onestep_bench.models.model import Model
 from onestep_bench.training.source import Source
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -84,6 +85,20 @@ def test_a_model_tells_what_its_training_saw(digits):
         "progressive",
         "sfddm",
     }
+
+
+def test_pairs_of_real_images_are_data(digits):
+    """As made by going from an image to its noise; and a method of a plug-in that is not installed here."""
+
+    def made(kind, recipe, *parents):
+        return store.memo(kind, recipe | {"seed": 7, "class_counts": []}, parents, lambda folder: {})
+
+    teacher = made("model", {"method": "edm", "data": "d1"})
+    pairs = made("pairs", {"n": 4, "images": "d1"}, teacher)
+    told = {"kd": "data", "sfddm": "both", "of a plug-in": "data"}
+    for method, saw in told.items():
+        assert Model(made("model", {"method": method, "data": "pairs"}, pairs, teacher)).saw == saw
+    assert Model(made("model", {"method": "kd", "data": "pairs"}, pairs, teacher)).settings["pairs.images"] == "d1"
 
 
 def test_a_model_from_elsewhere_tells_nothing_of_its_training(digits, tmp_path, monkeypatch):
