@@ -52,9 +52,11 @@ def train(
 ) -> Model:
     """Train a model, or find it in the store.
 
-    method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs. kimg: thousands of
-    images seen. size: named network size, by default that of `init`. init: a model whose averaged weights the student
-    starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of the pairs.
+    method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs; one that trains on
+    images and is given pairs sees their images (a teacher's, in place of real ones) and not their noise. kimg:
+    thousands of images seen. size: named network size, by default that of `init`. init: a model whose averaged weights
+    the student starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of
+    the pairs.
     snapshots: kimg, rising to at most the budget, at which averaged weights are kept as well, for `Model.snapshots`.
     fresh: train again what other source trained, see `store.memo`; without it such a model is refused.
     options: fields of the method's config and of `TrainConfig`.
@@ -177,9 +179,8 @@ def _check_fit(model: Model, data: Dataset | Pairs, what: str) -> None:
 
 
 def _check_inputs(method, data, size, teacher, init, conditional) -> None:
-    kind = "pairs" if isinstance(data, Pairs) else "images"
-    if kind != method.data:
-        raise OnestepError(f"{method.name} trains on {method.data}, not on {kind}; see make_pairs and data.load")
+    if method.data == "pairs" and not isinstance(data, Pairs):
+        raise OnestepError(f"{method.name} trains on pairs, not on images; see make_pairs")
     if method.needs_teacher and teacher is None:
         raise OnestepError(f"{method.name} needs a teacher; pass teacher=")
     if size is None and init is None:
@@ -256,7 +257,7 @@ def _asked(nets: methods.Nets) -> dict[str, torch.nn.Module]:
 def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots) -> tuple[Denoiser, list[LogRow]]:
     ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
     labels = data.labels if nets.student.num_classes else None
-    source = Source(data.images, labels, data.noise if isinstance(data, Pairs) else None, device())
+    source = Source(data.images, labels, data.noise if method.data == "pairs" else None, device())
     rows = []
     images = training.steps * training.batch_size
     # smoothing=0: by the mean speed, since rows of earlier runs come all at once.

@@ -437,8 +437,6 @@ def test_mistakes_are_named_before_anything_is_made(digits, teacher, small_batch
         study.train("edm", digits, **TINY, pmean=1)
     with refuses("'0.5M'", "'0.05M'"):
         study.train("edm", digits, size="0.5M", kimg=1)
-    with refuses("edm trains on images, not on pairs"):
-        study.train("edm", pairs, **TINY)
     with refuses("annealing-reflow trains on pairs, not on images", "make_pairs"):
         study.train("annealing-reflow", digits, **TINY)
     with refuses("flow-guided-distillation needs a teacher"):

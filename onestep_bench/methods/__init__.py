@@ -64,6 +64,9 @@ class Method:
     student: `(config, net, native, teacher) -> Denoiser`, how the student's network is called and on which path it
     samples; native is that of the model the weights come from, None for random weights.
     data: 'images' or 'pairs'. needs_teacher: whether the objective asks nets.teacher.
+    follows_teacher: whether what the student is asked for is computed with the teacher along the way, so that it learns
+    from what the teacher was trained on, whatever images it is given. Not so of a method that is given the teacher's
+    images, or that asks a network which itself saw no more than these (as SlimFlow's guidance asks its own 2-flow).
     auxiliary: `(nets, config) -> networks` for nets.auxiliary, made from the run's seed.
     training: defaults of TrainConfig that the paper sets otherwise.
     adams: `(config, betas of the student) -> {network: Adam}`, for networks that do not train as the student does.
@@ -81,6 +84,7 @@ class Method:
     training: dict = field(default_factory=dict)
     adams: Callable[[object, tuple[float, float]], dict[str, Adam]] = lambda config, betas: {}
     looks_through: Callable[[object], Iterable[str]] = lambda config: ()
+    follows_teacher: bool = False
 
 
 _registry: dict[str, Method] = {}

@@ -172,6 +172,7 @@ register(
         needs_teacher=True,
         auxiliary=_target,
         training={"lr": 4e-4, "batch_size": 512},
+        follows_teacher=True,
     )
 )
 register(Method("easy-consistency-tuning", 1, TuningConfig, easy_consistency_tuning, _as_tuned, training={"lr": 1e-4}))

@@ -73,4 +73,4 @@ def _student(cfg: ProgressiveConfig, net, native, teacher) -> Denoiser:
     return Denoiser(net, native or teacher.native, VP(alphas_cumprod(cfg.schedule, cfg.levels)))
 
 
-register(Method("progressive", 1, ProgressiveConfig, progressive, _student, needs_teacher=True))
+register(Method("progressive", 1, ProgressiveConfig, progressive, _student, needs_teacher=True, follows_teacher=True))

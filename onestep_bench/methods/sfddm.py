@@ -161,5 +161,15 @@ def _projection(nets: Nets, cfg: SFDDMConfig) -> dict[str, nn.Module]:
 
 
 register(
-    Method("sfddm", 1, SFDDMConfig, sfddm, _student, needs_teacher=True, auxiliary=_projection, training={"lr": 2e-4})
+    Method(
+        "sfddm",
+        1,
+        SFDDMConfig,
+        sfddm,
+        _student,
+        needs_teacher=True,
+        auxiliary=_projection,
+        training={"lr": 2e-4},
+        follows_teacher=True,
+    )
 )

@@ -50,7 +50,7 @@ def work(networks: Mapping[str, nn.Module], passes: Mapping[str, float], shape: 
     asked = [name for name, count in passes.items() if count]
     try:
         of_one = {name: macs(networks[name].eval(), shape) for name in asked}
-    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError):
+    except (TypeError, ValueError, RuntimeError, LookupError, AttributeError, StopIteration):
         of_one = None
     return summed(passes, of_one) | {"macs_of_one": of_one}
 

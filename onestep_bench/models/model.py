@@ -1,6 +1,5 @@
 """Trained models and pairs as a notebook holds them: an artifact, and what can be asked of it."""
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,12 +12,11 @@ from torch import Tensor
 from onestep_bench import paths, store
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
-from onestep_bench.models import checkpoints, cost, snapshots
+from onestep_bench.models import checkpoints, cost, settings, snapshots
+from onestep_bench.models.settings import FOREIGN
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.training.ranks import device
 from onestep_bench.training.state import LogRow
-
-FOREIGN = "foreign"  # in place of a method's name: a model that was not trained here
 
 
 @dataclass(frozen=True)
@@ -56,8 +54,7 @@ class Model:
         name = self.artifact.key if self.snapshot is None else f"{self.artifact.key}#{self.snapshot:.12g}"
         if not self.path:
             return name
-        spec = json.dumps(self.path.spec(), sort_keys=True).encode()
-        return f"{name}@{self.path.name}-{hashlib.sha256(spec).hexdigest()[:8]}"
+        return f"{name}@{settings.path_name(self.path.spec())}"
 
     @cached_property
     def history(self) -> list[LogRow]:
@@ -73,6 +70,29 @@ class Model:
     def class_counts(self) -> list[int]:
         """Images of each class it was trained on, in whose proportion samples are labelled; empty if unconditional."""
         return self.artifact.recipe["class_counts"]
+
+    @cached_property
+    def settings(self) -> dict:
+        """Every setting of the whole lineage by its name ('kd.lr', 'edm.kimg'), without seeds: see `models.settings`.
+
+        Those of a snapshot are those of its training.
+        """
+        return settings.settings(self.artifact)
+
+    @property
+    def recipe_hash(self) -> str:
+        """Ten hexadecimal digits of `settings`: the same for all seeds, also of teachers and pairs."""
+        return settings.recipe_hash(self.settings)
+
+    @property
+    def saw(self) -> str | None:
+        """What its training showed it: 'data', 'teacher images' or 'both'; None if it was not trained here."""
+        return settings.saw(self.artifact)
+
+    @property
+    def teacher_seed(self) -> int | None:
+        """Seed of its first teacher's training; its own if it has none; None of one from elsewhere."""
+        return settings.teacher_seed(self.artifact)
 
     @property
     def spent(self) -> dict:

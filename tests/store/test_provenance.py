@@ -85,6 +85,27 @@ def test_names_are_followed_through_modules_and_faces():
     assert not provenance.changed(found)
 
 
+def test_what_a_methods_registry_line_only_tells_decides_no_number(lab):
+    lab('register("lab", loss)', 'register = dict\nregister(name="lab", loss=loss, version=1)')
+    before = provenance.source_of(["lab:register(lab)"])
+    lab("version=1", "version=1, follows_teacher=True")
+    assert provenance.changed(before) == []
+    lab("version=1", "version=2")
+    assert provenance.changed(before) == ["lab:register(lab)"]
+
+
+def test_what_counts_passes_and_costs_decides_no_number():
+    from onestep_bench import methods, study
+
+    found = {
+        name
+        for method in methods.names()
+        for name in provenance.source_of(study._source_of(methods.get(method), "0.2M"))
+    }
+    assert "training.loop:_step" in found
+    assert not any(name.startswith(("training.passes", "models.cost", "models.s", "methods:Method")) for name in found)
+
+
 def test_every_beginning_is_there():
     """A name that is not there would stand for its whole file."""
     from onestep_bench import methods, samplers, study
