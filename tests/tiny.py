@@ -36,15 +36,21 @@ def row(**given) -> dict:
     """A whole score row; what is not given gets a plausible value."""
     defaults = {
         "dataset": "digits",
+        "split": "train",
         "label": "SlimFlow",
         "method": "flow-guided-distillation",
         "size": "0.2M",
+        "saw": "both",
+        "recipe": "r0",
+        "purpose": "result",
+        "teacher_seed": 0,
         "train_seed": 0,
         "sampler": "euler",
         "steps": 1,
         "nfe": given.get("steps", 1),
         "seed": 0,
         "fid": 100.0,
+        "floor": 0.5,
         "fd_infinity": 99.0,
         "kid": 0.01,
         "precision": 0.7,
@@ -53,10 +59,13 @@ def row(**given) -> dict:
         "coverage": 0.6,
         "inception_score": 8.0,
         "class_gap": 0.05,
+        "nn_ratio": None,
         "warning": "",
         "params": 200_000,
         "macs": 1_000_000,
         "kimg": 500.0,
+        "passes": 1500.0,
+        "train_macs": 1.5e12,
         "features": "digits",
         "protocol": "digits@0a1b2c3d, no resizing, 1797 samples against the training set (4e5f6a7b)",
         "samples": 1797,
@@ -65,6 +74,7 @@ def row(**given) -> dict:
         "device": "cpu (2 threads)",
         "versions": "torch 2.11.0, numpy 2.3.1",
         "train_seconds": 12.5,
+        "busy": 0.0,
         "latency_ms": 1.5,
         "latency_p95_ms": 1.9,
         "throughput": 2000.0,
@@ -92,9 +102,9 @@ def strip(label: str, size: str, steps: int, **given) -> dict:
     return {"label": label, "size": size, "steps": steps, "sampler": "euler", "train_seed": 0, "png": png, **given}
 
 
-def executed(path: Path, rows: list[dict], strips: Sequence[dict] = (), stamp: dict | None = None) -> Path:
-    """Write an executed notebook that holds a bundle, with `stamp` as its metadata."""
-    output = nbformat.v4.new_output("display_data", {MIME: {"rows": rows, "strips": list(strips)}})
+def executed(path: Path, rows: list[dict], strips: Sequence[dict] = (), stamp: dict | None = None, **more) -> Path:
+    """Write an executed notebook that holds a bundle (more: its further keys), with `stamp` as its metadata."""
+    output = nbformat.v4.new_output("display_data", {MIME: {"rows": rows, "strips": list(strips), **more}})
     cell = nbformat.v4.new_code_cell("record(scores)", outputs=[output])
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=stamp or {}), path)
