@@ -16,7 +16,7 @@ from onestep_bench import report
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid.cells import STAMP, executed_path, failed_path
 from onestep_bench.grid.plan import read_grid
-from onestep_bench.report import figures, labels, samples, tables
+from onestep_bench.report import drawing, figures, labels, samples, tables
 from onestep_bench.scoring.rows import FIELDS, LATER, QUALITIES
 
 MODELS = [("teacher (euler)", "0.2M", 2000.0), ("teacher (heun)", "0.2M", 1500.0), ("SlimFlow", "0.05M", 90.0)]
@@ -98,30 +98,67 @@ def test_strips_are_one_per_model_and_steps_teachers_with_many_steps_first(tmp_p
 # ---- numbers
 
 
-def test_a_summary_takes_mean_and_spread_over_both_kinds_of_seed():
-    rows = frame(
-        [row(train_seed=a, seed=b, fid=f, model=f"m{a}") for a, b, f in [(0, 0, 1.0), (0, 1, 2.0), (1, 0, 6.0)]]
-    )
+def test_a_summary_takes_means_over_sampling_seeds_first_and_intervals_over_training_runs():
+    """Scores 1, 2 | 6: the runs' means are 1.5 and 6; t of one degree of freedom at 97.5 % is 12.706."""
+    scored = [(0, 0, 1.0), (0, 1, 2.0), (1, 0, 6.0)]
+    rows = frame([row(train_seed=a, seed=b, fid=f, model=f"m{a}") for a, b, f in scored])
     (line,) = tables.summarise(rows).itertuples(index=False)
-    assert (line.fid_mean, line.fid_min, line.count) == (3.0, 1.0, 3)
-    assert line.fid_std == pytest.approx(np.std([1, 2, 6], ddof=1))
+    assert (line.fid_mean, line.fid_min, line.runs, line.seeds) == (3.75, 1.0, 2, 2)
+    assert line.fid_std == pytest.approx(np.std([1.5, 6], ddof=1))
+    assert line.fid_high - line.fid_mean == pytest.approx(12.706 * line.fid_std / 2**0.5, rel=1e-4)
+
+
+def test_one_run_has_no_interval_but_a_spread_over_sampling_seeds():
+    (line,) = tables.summarise(frame([row(seed=0, fid=1.0), row(seed=1, fid=2.0)])).itertuples(index=False)
+    assert np.isnan([line.fid_std, line.fid_low, line.fid_high]).all()
+    assert line.seed_std == pytest.approx(0.5**0.5)
+
+
+def test_seconds_are_medians_over_runs_and_the_busiest_one_is_told():
+    runs = [(428.0, 1.2), (174.0, 0.0), (175.0, 0.0)]
+    rows = frame([row(train_seed=i, model=f"m{i}", train_seconds=s, busy=b) for i, (s, b) in enumerate(runs)])
+    (line,) = tables.summarise(rows).itertuples(index=False)
+    assert (line.train_seconds, line.busy) == (175.0, 1.2)
+    assert ">175*<" in tables.table(rows).to_html()
+    assert "175*" not in tables.table(rows.assign(busy=0.0)).to_html()
 
 
 def test_a_diverged_seed_does_not_vanish_from_the_mean():
     (line,) = tables.summarise(frame([row(seed=0, fid=1.0), row(seed=1, fid=float("nan"))])).itertuples(index=False)
     assert np.isnan(line.fid_mean)
-    assert line.count == 2
+    assert (line.runs, line.seeds) == (1, 2)
 
 
-@pytest.mark.parametrize("change", [{"protocol": "other"}, {"kimg": 1.0}, {"weights": "last"}, {"sampler": "heun"}])
+def test_the_best_snapshot_of_each_run_stands_beside_its_last():
+    """Two runs of one recipe, three snapshots: the best are 2 and 3; a training of its own recipe is no snapshot."""
+    scored = {0: {100: 4.0, 200: 2.0, 300: 5.0}, 1: {100: 6.0, 200: 7.0, 300: 3.0}}
+    rows = [row(train_seed=a, kimg=k, fid=f, model=f"m{a}@{k}") for a, own in scored.items() for k, f in own.items()]
+    lines = tables.summarise(frame([*rows, row(kimg=50, fid=1.0, recipe="r1", model="m9")])).set_index("kimg")
+    assert lines.loc[300, "fid_snapshot"] == 2.5
+    assert lines.drop(index=300)["fid_snapshot"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": "other"},
+        {"kimg": 1.0},
+        {"weights": "last"},
+        {"sampler": "heun"},
+        {"recipe": "r1"},
+        {"split": "test"},
+        {"saw": "data"},
+    ],
+)
 def test_what_is_not_a_seed_is_never_averaged(change):
     assert len(tables.summarise(frame([row(fid=1.0), row(fid=2.0, model="m1", **change)]))) == 2
 
 
 def test_the_table_bolds_the_best_of_each_column():
-    html = tables.table(frame(scores(train_seconds=None))).to_html()
+    rows = scores()
+    html = tables.table(frame([rows[0] | {"recall": None}, *rows[1:]])).to_html()
     bold = html[html.index("<style") : html.index("font-weight")]
-    assert "#T_scores_row0_col5" in bold  # best FID is the first line's
+    assert "#T_scores_row0_col6" in bold  # best FID is the first line's
     assert "SlimFlow" in html[html.index("scores_row0_col0") :][:200]
     assert "–" in html  # not measured
 
@@ -130,7 +167,7 @@ def test_the_table_bolds_the_best_of_each_column():
 
 
 @pytest.mark.parametrize("draw", [figures.fid_vs_steps, figures.fid_vs_params, figures.fid_vs_cost, tables.table])
-@pytest.mark.parametrize("change", [{"protocol": "other"}, {"dataset": "cifar10"}])
+@pytest.mark.parametrize("change", [{"protocol": "other"}, {"dataset": "cifar10"}, {"split": "test"}])
 def test_two_protocols_never_share_a_plot_or_table(draw, change):
     with pytest.raises(OnestepError, match="2 protocols cannot be compared"):
         draw(frame([row(), row(**change)]))
@@ -152,23 +189,72 @@ def test_fid_vs_steps_has_a_line_per_model_over_counted_evaluations():
     figure = figures.fid_vs_steps(frame(rows))
     axes = figure.axes[0]
     assert axes.get_xlabel() == "network evaluations (NFE)"
-    assert axes.get_ylabel() == "Fréchet distance (digits features), lower is better"
+    assert axes.get_ylabel() == "Fréchet distance (digits features, train split)\nlower is better"
     assert [tick for tick in axes.get_xticks() if tick in (1, 4, 7)] == [1, 4, 7]
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {
         f"{label}, {size}" for label, size, _ in MODELS
     }
-    assert "n = 3" in text_of(figure)
+    assert "over the 3 sampling seeds of a single training run" in text_of(figure).replace("\n", " ")
     assert row()["protocol"] in text_of(figure).replace("\n", " ")
 
 
 def test_fid_vs_params_shows_one_step_models_and_the_best_teacher_as_a_line():
     figure = figures.fid_vs_params(frame(scores()))
-    assert {"SlimFlow", "teacher (euler)"} <= set(text_of(figure).split("\n"))
-    assert "teacher (heun), 0.2M, 4 steps: 376" in text_of(figure)
+    words = text_of(figure).replace("\n", " ")
+    assert "SlimFlow" in words
+    assert "Dashed: the best teacher (teacher (heun), 0.2M, 4 steps: 376)" in words
+    # Far above its students, where it would only flatten their differences, a teacher is named below the figure.
+    assert "Above the figure: teacher (euler) 2001, teacher (heun) 1501." in words
+
+
+def test_fid_vs_params_draws_the_pareto_front_of_the_students():
+    models = [("A", "0.05M", 5, 8.0), ("A", "0.2M", 20, 6.0), ("B", "0.2M", 20, 7.0), ("B", "0.8M", 80, 4.0)]
+    rows = [row(label=label, size=s, params=p, fid=f, model=label + s, recipe=label + s) for label, s, p, f in models]
+    figure = figures.fid_vs_params(frame(rows))
+    assert "Pareto front of the students (A 0.05M, A 0.2M, B 0.8M)" in text_of(figure).replace("\n", " ")
+    front = [line for line in figure.axes[0].get_lines() if line.get_drawstyle() == "steps-post"]
+    assert front[0].get_xydata().tolist() == [[5, 8], [20, 6], [80, 4]]
+
+
+def test_fid_vs_params_joins_the_sizes_of_one_budget_only_and_takes_the_largest_of_several():
+    given = [("0.05M", 5, 100, 9.0), ("0.05M", 5, 200, 8.0), ("0.2M", 20, 200, 6.0), ("0.8M", 80, 500, 3.0)]
+    rows = [row(size=s, params=p, kimg=k, passes=3 * k, fid=f, model=f"{s}{k}") for s, p, k, f in given]
+    figure = figures.fid_vs_params(frame(rows))
+    drawn = [line.get_xydata().tolist() for line in figure.axes[0].get_lines() if line.get_marker() == "o"]
+    assert [[5, 8], [20, 6]] in drawn
+    assert [[80, 3]] in drawn
+
+
+def test_figures_show_what_real_images_score():
+    rows = frame(scores(floor=0.5))
+    for draw in (figures.fid_vs_steps, figures.fid_vs_params, figures.fid_vs_cost, figures.fid_vs_latency):
+        assert "real against real: 0.5" in text_of(draw(rows))
+        assert "real against real" not in text_of(draw(rows.assign(floor=None)))
+
+
+@pytest.mark.parametrize(
+    ("axis", "words"), [(None, "network passes"), *((a, w[:14]) for a, w in figures.COSTS.items())]
+)
+def test_fid_vs_cost_has_a_chosen_axis_and_joins_budgets(axis, words):
+    budgets = [1, 2, 4]
+    cost = {"kimg": 10, "passes": 30, "train_macs": 1e9, "train_seconds": 7}
+    rows = [row(model=f"m{b}", fid=9.0 / b, **{name: value * b for name, value in cost.items()}) for b in budgets]
+    axes = figures.fid_vs_cost(frame(rows), axis=axis).axes[0]
+    assert axes.get_xlabel().startswith(words)
+    assert [cost[axis or "passes"] * b for b in budgets] in [list(line.get_xdata()) for line in axes.get_lines()]
+
+
+def test_older_rows_have_their_cost_in_images_and_say_so_when_asked_for_another():
+    rows = frame(scores(passes=None))
+    assert figures.fid_vs_cost(rows).axes[0].get_xlabel().startswith("training images")
+    with pytest.raises(OnestepError, match="no score row says its passes; choose another axis"):
+        figures.fid_vs_cost(rows, axis="passes")
+    with pytest.raises(OnestepError, match="no cost is called hours; choose one of passes"):
+        figures.fid_vs_cost(rows, axis="hours")
 
 
 def test_a_label_keeps_its_colour_in_every_figure():
-    looks = figures.palette(label for label, _, _ in MODELS)
+    looks = drawing.palette(label for label, _, _ in MODELS)
     drawn = [draw(frame(scores()), looks=looks) for draw in (figures.fid_vs_steps, figures.fid_vs_cost)]
     wanted = mpl.colors.to_hex(looks["SlimFlow"][0])
     for figure in drawn:
@@ -241,7 +327,7 @@ def test_two_renderings_are_equal_byte_for_byte(tmp_path):
         prints.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in out.iterdir()})
     assert prints[0] == prints[1]
     assert set(prints[0]) == {
-        *(f"fid_vs_{name}.{kind}" for name in ("steps", "params", "cost") for kind in ("png", "svg")),
+        *(f"fid_vs_{name}.{kind}" for name in ("steps", "params", "cost", "latency") for kind in ("png", "svg")),
         "samples.png",
         "results.csv",
         "summary.csv",
@@ -294,7 +380,7 @@ def test_the_page_of_a_half_finished_grid_says_what_is_missing(tmp_path):
     assert row()["protocol"] in page
     assert row()["device"] in page
     assert row()["versions"] in page
-    assert page.count("data:image/svg+xml;base64,") == 3
+    assert page.count("data:image/svg+xml;base64,") == 4
 
 
 def test_a_grid_with_nothing_done_still_has_a_page(tmp_path):
@@ -336,6 +422,8 @@ def test_rows_that_lack_later_fields_are_read_with_nothing_in_their_place(tmp_pa
     read = tables.read_rows(tmp_path)
     assert list(read.columns) == list(FIELDS)
     assert read[list(QUALITIES)].isna().all(axis=None)
+    assert set(read["split"]) == {"train"}
+    assert set(read["purpose"]) == {"result"}
     assert "precision" not in tables.table(read).to_html()
 
 
