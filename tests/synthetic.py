@@ -1,8 +1,12 @@
 """Score rows of a comparison that nobody ran: many methods, sizes, seeds, judges and splits, to draw and to test."""
 
 import numpy as np
+import pandas as pd
 from tiny import row
 
+from onestep_bench.scoring.rows import FIELDS
+
+MODELS = [("teacher (euler)", "0.2M", 2000.0), ("teacher (heun)", "0.2M", 1500.0), ("SlimFlow", "0.05M", 90.0)]
 SIZES = {"0.05M": 45_000, "0.2M": 180_000, "0.8M": 700_000, "3M": 2_800_000}
 # Label: what it saw, its FID at the smallest size, its steps, its passes in thousands; the teachers' samplers apart.
 STUDENTS = {
@@ -94,3 +98,18 @@ def _judged(score, name, odd, train_seed, count, seed, sampler, size, given) -> 
                 )
             )
     return rows
+
+
+def scores(**given) -> list[dict]:
+    """A few rows: two teachers and a student, at two numbers of steps."""
+    return [
+        row(label=label, size=size, steps=steps, seed=seed, fid=fid / steps + seed, model=label, kimg=fid, **given)
+        for label, size, fid in MODELS
+        for steps in (1, 4)
+        for seed in (0, 1, 2)
+    ]
+
+
+def frame(rows: list[dict]) -> pd.DataFrame:
+    """Rows as `read_rows` has them."""
+    return pd.DataFrame(rows, columns=list(FIELDS)).astype({"train_seconds": float})

@@ -75,8 +75,7 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: Looks | N
     log_ticks(axes, {*lines["steps"], lines["nfe"].max(), *claims["nfe"]})
     axes.set_xlabel("network evaluations (NFE)")
     _at_steps(axes, rows, None)
-    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.015)}
-    axes.legend(handles.values(), handles.keys(), **place, frameon=False, handlelength=2.6)
+    _legend(axes, handles)
     floor = floor_line(axes, rows)
     several = claims[claims["nfe"] > 1]
     points = [(*claim, _CLAIMED, 7) for claim in several[["nfe", "fid", "name"]].itertuples(index=False)]
@@ -164,23 +163,25 @@ def fid_vs_latency(rows: pd.DataFrame, *, looks: Looks | None = None) -> Figure:
 
 
 def _against(rows, every, lines, x: str, words: str, steps: int | None, looks: Looks, text, more: str) -> Figure:
-    """Curves over x, one per (label, size), each named once, at its end."""
+    """Curves over x, one per (label, size), each named once: at its end, or of all steps in a legend."""
     lines, sizes = _one_size(lines)
     figure, axes = blank()
-    for (label, _), own in lines.groupby(["label", "size"]):
-        curve(axes, own.sort_values(x), x, looks[label], linewidth=0.9, alpha=0.9)
+    curves = [own.sort_values(x) for _, own in lines.groupby(["label", "size"])]
+    curves.sort(key=lambda own: -own["fid_mean"].iloc[0])
+    drawn = [curve(axes, own, x, looks[own["label"].iloc[0]], linewidth=0.9, alpha=0.9) for own in curves]
     log_scale(axes, [*lines["fid_mean"], rows["floor"].mean(), _best_of_teachers(every, steps)])
     log_ticks(axes, lines[x], text=text)
     axes.margins(x=0.12)
     axes.set_xlabel(words)
     _at_steps(axes, rows, steps)
     teacher, target = _teacher_line(axes, every, steps), floor_line(axes, rows)
-    ends = lines.sort_values(x).groupby(["label", "size"]).tail(1)
-    points = [
-        (getattr(line, x), line.fid_mean, _name(lines, line.label, line.size), looks[line.label][0], 8)
-        for line in ends.itertuples()
-    ]
-    label_points(axes, points, taken=target)
+    names = [_name(lines, *own[["label", "size"]].iloc[0]) for own in curves]
+    if steps is None:  # models of one step take about as long: no room for names between them
+        _legend(axes, dict(zip(names, drawn, strict=True)))
+    else:
+        ends = [(own.iloc[-1], name) for own, name in zip(curves, names, strict=True)]
+        points = [(end[x], end["fid_mean"], name, looks[end["label"]][0], 8) for end, name in ends]
+        label_points(axes, points, taken=target)
     _caption(axes, rows, lines, f"{sizes} {teacher} {more}".strip(), _no_claims())
     return figure
 
@@ -213,6 +214,11 @@ def _at(rows: pd.DataFrame, steps: int) -> tuple[pd.DataFrame, pd.DataFrame, str
 def _at_steps(axes: Axes, rows: pd.DataFrame, steps: int | None) -> None:
     where = f"at {steps} step{'s' * (steps > 1)}, " if steps else ""
     axes.set_ylabel(f"{distance(rows)}\n{where}lower is better")
+
+
+def _legend(axes: Axes, handles: dict[str, object]) -> None:
+    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.015)}
+    axes.legend(handles.values(), handles.keys(), **place, frameon=False, handlelength=2.6)
 
 
 def _one_size(lines: pd.DataFrame) -> tuple[pd.DataFrame, str]:

@@ -133,6 +133,21 @@ def _crowding(
     box: Bbox, leader: Path | None, boxes: list[Bbox], dots: np.ndarray, lines: list[Path], frame: Bbox
 ) -> int:
     """How much a box collides with other texts, the frame, markers and lines, in this order of harm."""
-    harm = 8 * box.count_overlaps(boxes) + 4 * (4 - frame.count_contains(box.corners()))
+    harm = 8 * box.count_overlaps(boxes) + 9 * (4 - frame.count_contains(box.corners()))
     harm += 3 * box.padded(5).count_contains(dots) + any(line.intersects_bbox(box, filled=False) for line in lines)
-    return harm + (2 * sum(leader.intersects_bbox(other, filled=False) for other in boxes) if leader else 0)
+    if not leader:
+        return harm
+    return (
+        harm
+        + 2 * sum(leader.intersects_bbox(other, filled=False) for other in boxes)
+        + 2 * min(2, _passed(leader, dots))
+    )
+
+
+def _passed(leader: Path, dots: np.ndarray, near: float = 8) -> int:
+    """How many dots, within so many pixels, a line to a name passes on its way, and might seem to lead to."""
+    start, end = leader.vertices
+    way = end - start
+    along = np.clip((dots - start) @ way / max(way @ way, 1e-9), 0, 1)
+    aside = np.linalg.norm(dots - start - along[:, None] * way, axis=1)
+    return int(((aside < near) & (np.linalg.norm(dots - start, axis=1) > near)).sum())

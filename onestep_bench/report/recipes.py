@@ -8,7 +8,7 @@ import pandas as pd
 
 from onestep_bench.report.statistics import run_means
 
-_PLACE = ["dataset", "split", "protocol", "size", "sampler", "steps", "kimg", "saw"]
+_PLACE = ["dataset", "size", "sampler", "steps", "kimg", "saw"]
 _MOST = 3  # settings that a label names
 _SAW = re.compile(r"(,? +(on|from|saw))?[ ,(]+(data|teacher images|both)\)?$")
 

@@ -12,6 +12,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from onestep_bench.errors import OnestepError
+
 RUN = ["teacher_seed", "train_seed"]
 _JUDGE = ["dataset", "features"]
 _MODEL = ["label", "size", "sampler", "steps", "kimg"]
@@ -42,6 +44,17 @@ def run_means(rows: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """
     grouped = rows.groupby([*by, *RUN], dropna=False)["fid"]
     return grouped.mean().where(grouped.count() == grouped.size()).reset_index()
+
+
+def _equal_recipes(rows: pd.DataFrame) -> None:
+    """Raise OnestepError where rows of one model would be averaged over unequal recipes."""
+    told = rows.fillna({"recipe": "", "saw": ""})
+    for key, own in told.groupby(["dataset", *_MODEL], dropna=False):
+        if len(own[["recipe", "saw"]].drop_duplicates()) > 1:
+            raise OnestepError(
+                f"models of unequal recipes are all called {key[1]}, {key[2]}: a mean over them says nothing; take "
+                "report.results(rows), which gives them names of their own"
+            )
 
 
 # ---- spread ----------------------------------------------------------------------------------------------------------
@@ -80,7 +93,9 @@ def components(rows: pd.DataFrame) -> pd.DataFrame:
     """Spread of the FID of each model by its causes, as standard deviations: teacher, training, sampling seeds.
 
     One line per (label, size, sampler, steps, kimg); a level with one member only is NaN. Diverged rows are left out.
+    Raises OnestepError for unequal recipes under one label, as all comparisons here do: see `recipes.results`.
     """
+    _equal_recipes(rows)
     sound = rows[np.isfinite(rows["fid"])]
     lines = []
     for key, own in sound.groupby(_MODEL, dropna=False, sort=True):
@@ -107,6 +122,7 @@ def differences(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     with a single run. The intervals are not corrected for the number of comparisons.
     Of several budgets of one label the largest is compared. rows: of one protocol.
     """
+    _equal_recipes(rows)
     rows = largest_budget(rows)
     rows = rows.assign(**{name: rows[name].fillna(-1) for name in RUN}, name=_names(rows))
     lines = []
@@ -214,6 +230,7 @@ def generalisation_gap(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     other split score), nn_ratio, and `copies`: 'copies' where the ratio is below `COPY`; 'nearer than real' where the
     samples are nearer to the training set than held-out images are, i.e. below its floor; else empty.
     """
+    _equal_recipes(rows)
     lines = []
     for key, own in rows.groupby([*_JUDGE, *_MODEL], dropna=False, sort=True):
         splits = {split: own[own["split"] == split] for split in ("train", "test")}

@@ -16,7 +16,7 @@ from onestep_bench.scoring.rows import FIELDS, LATER, MEASURED, QUALITIES, bundl
 
 _ORDER = ["dataset", "label", "size", "teacher_seed", "train_seed", "sampler", "steps", "seed", "protocol", "split"]
 _ORDER += ["weights", "kimg", "model"]
-_SAME_SCORE = ["model", "sampler", "steps", "seed", "weights", "protocol", "split"]
+_SAME_SCORE = ["model", "sampler", "steps", "seed", "weights", "kimg", "protocol", "split"]
 _SAME_STRIP = ["dataset", "label", "size", "steps"]
 PROTOCOL = ["dataset", "split", "protocol"]
 # Two budgets, two network shapes or two recipes under one label are two points, never one mean.

@@ -3,18 +3,13 @@
 import matplotlib as mpl
 import pandas as pd
 import pytest
-from synthetic import comparison
+from synthetic import comparison, frame
 from tiny import executed, row
 
 from onestep_bench import report
 from onestep_bench.errors import OnestepError
 from onestep_bench.report import comparisons, drawing, figures, recipes
 from onestep_bench.report.labels import name_ends
-from onestep_bench.scoring.rows import FIELDS
-
-
-def frame(rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(FIELDS))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +110,7 @@ def _box(text) -> mpl.transforms.Bbox:
     return mpl.transforms.Bbox.from_bounds(left, middle - size.height / 2, size.width, size.height)
 
 
-@pytest.mark.parametrize("draw", [figures.fid_vs_params, figures.fid_vs_cost, figures.fid_vs_latency])
+@pytest.mark.parametrize("draw", [figures.fid_vs_params, figures.fid_vs_cost])
 def test_names_of_twelve_methods_do_not_touch(whole, draw):
     boxes = list(boxes_of(draw(by(whole, split="test"))).values())
     assert len(boxes) > 12

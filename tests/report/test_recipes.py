@@ -7,7 +7,8 @@ import pytest
 from tiny import executed, row
 
 from onestep_bench import report
-from onestep_bench.report import figures, recipes, tables
+from onestep_bench.errors import OnestepError
+from onestep_bench.report import figures, recipes, statistics, tables
 from onestep_bench.scoring.rows import FIELDS
 
 RECIPES = {
@@ -39,6 +40,18 @@ def test_rows_of_unequal_recipes_refuse_to_be_one_mean():
     assert ">KD (lr 0.0003)<" in tables.table(rows).to_html()
     drawn = {text.get_text() for text in figures.fid_vs_steps(rows).axes[0].get_legend().get_texts()}
     assert drawn == {"KD (lr 0.001)", "KD (lr 0.0003)"}
+
+
+@pytest.mark.parametrize("draw", [statistics.components, statistics.differences, statistics.generalisation_gap])
+def test_statistics_refuse_a_mean_over_unequal_recipes(draw):
+    rows = frame([kd(A), kd(B)])
+    with pytest.raises(OnestepError, match=r"models of unequal recipes are all called KD, 0.2M.*report.results"):
+        draw(rows)
+    draw(recipes.results(rows))
+
+
+def test_recipes_scored_on_different_splits_are_told_apart_too():
+    assert labels(kd(A, split="train"), kd(B, split="test")) == ["KD (lr 0.001)", "KD (lr 0.0003)"]
 
 
 def test_what_nobody_wrote_down_is_told_apart_by_its_hash():

@@ -4,14 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
+from synthetic import frame
 from tiny import row
 
 from onestep_bench.report import statistics
-from onestep_bench.scoring.rows import FIELDS
-
-
-def frame(rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(FIELDS))
 
 
 def runs(label: str, means: list[float], seeds=(0, 1), first_seed=0, **given) -> list[dict]:
