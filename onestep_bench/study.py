@@ -311,10 +311,13 @@ def record(*bundles: dict) -> None:
 
 
 def _table(rows, qualities: list[str]):
-    """Mean distances over sampling seeds, a column for each judge and split; qualities as the first judge sees them."""
+    """A line for each model, sampler and number of steps: means over sampling seeds.
+
+    Distances have a column for each judge and split; qualities are as the first judge sees them.
+    """
     import pandas as pd
 
-    keys = ["label", "size", "kimg", "passes", "sampler", "steps", "nfe"]
+    keys = ["label", "size", "kimg", "passes", "sampler", "steps", "nfe", "model"]
     # What a judge cannot tell, or a model from elsewhere has not, is None, which has no mean; NaN has.
     rows = rows.astype(dict.fromkeys([*qualities, "kimg", "passes"], float))
     first = rows["features"].iloc[0]
@@ -326,4 +329,6 @@ def _table(rows, qualities: list[str]):
     split = "test" if "test" in set(rows["split"]) else rows["split"].iloc[0]
     seen = rows[(rows["features"] == first) & (rows["split"] == split)].groupby(keys, sort=False, dropna=False)
     columns["±"] = seen["fid"].std()
-    return pd.DataFrame(columns | {name: seen[name].mean() for name in qualities}).reindex(seen["fid"].mean().index)
+    columns |= {name: seen[name].mean() for name in qualities}
+    lines = rows.groupby(keys, sort=False, dropna=False)["fid"].mean().index
+    return pd.DataFrame(columns).reindex(lines).droplevel("model")

@@ -8,16 +8,18 @@ import os
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
+from tiny import row as score_row
 
 from onestep_bench import data, models, samplers, study
 from onestep_bench.denoiser import counting
 from onestep_bench.models import cost, pairing, sampling
 from onestep_bench.paths import VP, alphas_cumprod
 from onestep_bench.scoring import evaluation
-from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundles_in
+from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundle, bundles_in
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.store.notes import PROGRESS, SCRATCH
 from onestep_bench.training import together
@@ -33,9 +35,10 @@ class Killed(Exception):
 
 @pytest.fixture(scope="module")
 def digits():
-    """The first 64 digits."""
+    """The first 64 digits, which have no held-out ones."""
     whole = data.load("digits")
-    return replace(whole, images=whole.images[:64], labels=whole.labels[:64], digest="0123456789abcdef")
+    few = dict(images=whole.images[:64], labels=whole.labels[:64], digest="0123456789abcdef")
+    return replace(whole, **few, other=None)
 
 
 @pytest.fixture
@@ -365,14 +368,26 @@ def evaluated(teacher, digits, monkeypatch):
 def test_a_bundle_says_everything_once(evaluated, teacher, digits):
     rows = evaluated["rows"]
     assert all(row.keys() == FIELDS.keys() for row in rows)
-    assert [(row["steps"], row["nfe"], row["seed"]) for row in rows] == [(1, 1, 0), (1, 1, 1), (2, 3, 0), (2, 3, 1)]
+    assert [(row["steps"], row["nfe"], row["features"], row["seed"]) for row in rows] == [
+        (steps, nfe, judge, seed)
+        for steps, nfe in ((1, 1), (2, 3))
+        for judge in ("digits", "pixels")
+        for seed in (0, 1)
+    ]
     row = rows[0]
     assert (row["label"], row["method"], row["size"], row["dataset"]) == ("EDM", "edm", "0.05M", "digits")
     assert (row["samples"], row["kimg"], row["model"]) == (64, 0.064, teacher.artifact.key)
+    assert (row["split"], row["saw"], row["purpose"]) == ("train", "data", "result")
+    assert (row["recipe"], row["teacher_seed"], row["train_seed"]) == (teacher.recipe_hash, 0, 0)
+    assert (row["passes"], row["train_macs"]) == (pytest.approx(3 * 0.064), teacher.spent["macs"])
+    assert evaluated["recipes"] == {teacher.recipe_hash: teacher.settings}
     assert digits.digest in row["protocol"]
     assert all(math.isfinite(row[name]) and row[name] > 0 for row in rows for name in ("fid", *MEASURED[:4]))
-    assert all(math.isfinite(row[name]) for row in rows for name in QUALITIES if name != "fd_infinity")
-    assert row["fd_infinity"] is None  # 64 images are too few
+    # 64 images are too few for the first, and pixels tell no classes.
+    unknown = {"digits": ("fd_infinity",), "pixels": ("fd_infinity", "inception_score", "class_gap")}
+    for judged in rows:
+        assert tuple(name for name in QUALITIES if judged[name] is None) == unknown[judged["features"]]
+        assert all(math.isfinite(judged[name]) for name in QUALITIES if judged[name] is not None)
     assert row["warning"].startswith("64 samples cannot span 64 features")
     json.dumps(evaluated)
 
@@ -390,7 +405,7 @@ def test_scores_are_found_again_and_not_repeated(evaluated, teacher, digits, mon
     again = study.evaluate(teacher, digits, label="EDM", steps=[1, 2], sampler="heun", seeds=[0, 1])
     assert again == evaluated
     renamed = study.evaluate(teacher, digits, label="Teacher", steps=[2], sampler="heun", seeds=[0, 1])
-    assert [row["fid"] for row in renamed["rows"]] == [row["fid"] for row in evaluated["rows"][2:]]
+    assert [row["fid"] for row in renamed["rows"]] == [row["fid"] for row in evaluated["rows"][4:]]
     for changed in ({"steps": [3]}, {"seeds": [0]}, {"sampler": "euler"}, {"samples": 32}):
         with pytest.raises(AssertionError):
             study.evaluate(
@@ -400,20 +415,66 @@ def test_scores_are_found_again_and_not_repeated(evaluated, teacher, digits, mon
 
 def test_a_plain_script_prints_what_it_records(evaluated, capsys):
     study.record(evaluated)
-    lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert lines[0][:2] == ["nfe", "fid"]
-    assert [line[-7] for line in lines[2:]] == ["1.0", "3.0"]  # NFE, a line for each number of steps
+    heading, names, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert " ".join(heading) == "digits, train pixels, train ± nn_ratio precision recall class_gap"
+    assert names == ["label", "size", "kimg", "passes", "sampler", "steps", "nfe"]
+    assert [line[-8] for line in lines] == ["1.0", "3.0"]  # NFE, a line for each number of steps
+
+
+def scores(fid, judges=("pixels", "digits"), splits=("train", "test"), **given):
+    """A bundle of rows at two sampling seeds, whose distances rise by 1 with the seed, the judge and the split."""
+    seats = [(split, judge) for split in splits for judge in judges]
+    rows = [
+        score_row(split=split, features=judge, seed=seed, fid=fid + seed + place, **given)
+        for place, (split, judge) in enumerate(seats)
+        for seed in (0, 1)
+    ]
+    return bundle(rows, [])
+
+
+def recorded(*bundles):
+    return study._table(pd.DataFrame([row for scores in bundles for row in scores["rows"]]), ["precision"])
+
+
+def test_a_record_has_a_line_for_each_model_and_a_column_for_each_judge_and_split():
+    table = recorded(scores(10, label="KD", model="m1"), scores(20, label="GDD", model="m2"))
+    assert list(table) == ["pixels, test", "pixels, train", "digits, test", "digits, train", "±", "precision"]
+    assert list(table.index.get_level_values("label")) == ["KD", "GDD"]  # as they were given
+    assert table.iloc[0].tolist()[:4] == [12.5, 10.5, 13.5, 11.5]
+    assert table["±"].tolist() == [pytest.approx(math.sqrt(0.5))] * 2  # over sampling seeds
+
+
+def test_a_record_never_averages_two_models():
+    table = recorded(scores(10, model="m1", recipe="r1"), scores(20, model="m2", recipe="r2"))
+    assert table["pixels, train"].tolist() == [10.5, 20.5]
+    assert "model" not in table.index.names
+
+
+def test_a_record_of_one_split_or_of_several_is_whole():
+    (line,) = recorded(scores(10, splits=["train"])).to_dict("records")
+    assert line == {"pixels, train": 10.5, "digits, train": 11.5, "±": pytest.approx(math.sqrt(0.5)), "precision": 0.7}
+    table = recorded(scores(10, label="KD"), scores(20, splits=["train"], label="GDD"))
+    assert table["digits, train"].tolist() == [11.5, 21.5]
+    assert math.isnan(table["digits, test"].iloc[1])
+
+
+def test_a_record_of_what_was_made_elsewhere_is_whole():
+    unknown = dict.fromkeys(["size", "kimg", "passes", "sampler", "steps", "nfe", "precision"])
+    table = recorded(scores(10, label="KD"), scores(20, label="theirs", **unknown))
+    assert table["pixels, test"].tolist() == [12.5, 22.5]
+    assert list(table.index.get_level_values("label")) == ["KD", "theirs"]
+    assert math.isnan(table["precision"].iloc[1])
 
 
 def test_what_is_recorded_can_be_read_back(evaluated, monkeypatch, tmp_path):
     shown = []
     monkeypatch.setattr("IPython.get_ipython", object)
-    monkeypatch.setattr("IPython.display.display", lambda bundle, raw: shown.append((bundle, raw)))
+    monkeypatch.setattr("IPython.display.display", lambda data, raw: shown.append((data, raw)))
     study.record(evaluated, evaluated)
-    ((bundle, raw),) = shown
+    ((data, raw),) = shown
     assert raw
-    assert "EDM" in bundle["text/plain"]
-    notebook = {"cells": [{"outputs": [{"data": json.loads(json.dumps(bundle))}]}]}
+    assert "EDM" in data["text/plain"]
+    notebook = {"cells": [{"outputs": [{"data": json.loads(json.dumps(data))}]}]}
     (tmp_path / "executed.ipynb").write_text(json.dumps(notebook))
     (read,) = bundles_in(tmp_path / "executed.ipynb")
     assert read["rows"] == evaluated["rows"] * 2
@@ -466,6 +527,6 @@ def test_a_model_on_another_path_is_another_row(teacher, digits):
     here, there = teacher, teacher.on(VP(alphas_cumprod("sigmoid", 64)))
     assert here.name != there.name != teacher.on(VP(alphas_cumprod("linear", 64))).name
     asked = dict(label="teacher", steps=[2], sampler="ddim", seeds=[0], samples=64)
-    (ours,), (theirs,) = (study.evaluate(model, digits, **asked)["rows"] for model in (here, there))
+    ours, theirs = (study.evaluate(model, digits, **asked)["rows"][0] for model in (here, there))
     assert (ours["model"], theirs["model"]) == (here.name, there.name)
     assert ours["fid"] != theirs["fid"]

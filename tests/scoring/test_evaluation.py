@@ -10,6 +10,7 @@ import sys
 import textwrap
 from dataclasses import replace
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,16 +18,24 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onestep_bench import data, study
+from onestep_bench import data, store, study
+from onestep_bench.data.splits import SPLITS
+from onestep_bench.denoiser import counting
 from onestep_bench.models import sampling
 from onestep_bench.models.sampling import sample_batches
-from onestep_bench.scoring import evaluation, judging, metrics, qualities, references
+from onestep_bench.scoring import evaluation, judging, metrics, qualities, real, references
 from onestep_bench.scoring.judges import FeatureExtractor, load_extractor
-from onestep_bench.scoring.rows import QUALITIES
-
-pytestmark = pytest.mark.usefixtures("store_folder")
+from onestep_bench.scoring.rows import FIELDS, QUALITIES
 
 SAMPLES = 300  # more than a network batch, and no multiple of it
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store_folder(tmp_path_factory):
+    """One store for all tests: judging references is most of the work."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ONESTEP_STORE", str(tmp_path_factory.mktemp("store")))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -88,13 +97,19 @@ def test_the_size_of_batches_changes_no_bit(judge, images, size, monkeypatch):
     assert torch.equal(whole.features, parts.features)
 
 
-@given(st.lists(st.integers(1, 40), min_size=1, max_size=12), st.integers(1, 50))
-def test_rebatched_rows_are_the_same_rows(sizes, size):
-    rows = torch.arange(sum(sizes))
-    batches = list(judging.rebatched(rows.split(sizes), size))
-    assert torch.equal(torch.cat(batches), rows)
-    assert all(len(batch) == size for batch in batches[:-1])
-    assert 0 < len(batches[-1]) <= size
+@given(st.lists(st.integers(1, 40), min_size=2, max_size=12), st.integers(1, 50))
+def test_a_judge_is_shown_the_same_rows_as_many_at_a_time_as_it_takes(sizes, size):
+    rows, shown = torch.arange(sum(sizes)), []
+
+    def judge(batch):
+        shown.append(batch)
+        return batch[:, None].double(), None
+
+    judging.judged(SimpleNamespace(batch=size, dim=1, judge=judge), rows.split(sizes), len(rows))
+    assert torch.equal(torch.cat(shown), rows)
+    full = len(rows) // size
+    assert [len(batch) for batch in shown[:full]] == [size] * full
+    assert sum(map(len, shown[full:])) < size
 
 
 @given(st.integers(2, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
@@ -174,25 +189,14 @@ def test_streams_that_cannot_be_scored_are_one_clear_line(judge, images, refuses
 # ---- a model's score
 
 
-def uint8_hash(batches):
-    digest = hashlib.sha256()
-    for batch in batches:
-        digest.update(batch.contiguous().numpy().data)
-    return digest.hexdigest()
-
-
 def drawn(student, indices=range(SAMPLES)):
     return (data.to_uint8(batch) for batch in sample_batches(student, indices, steps=2))
 
 
 def test_a_student_scored_in_any_batches_is_one_score(student, judge, digits):
-    reference = references.reference(judge, digits)
-    hashes, fids = set(), []
-    for size in (1, 7, 64, 1000):
-        hashes.add(uint8_hash(judging.rebatched(drawn(student), size)))
-        found = judging.judged(judge, judging.rebatched(drawn(student), size), SAMPLES)
-        fids.append(qualities.score(found, reference)["fid"])
-    assert len(hashes) == 1
+    reference, images = references.reference(judge, digits), torch.cat(list(drawn(student)))
+    found = [judging.judged(judge, images.split(size), SAMPLES) for size in (1, 7, 64, 1000)]
+    fids = [qualities.score(one, reference)["fid"] for one in found]
     assert max(fids) - min(fids) < 1e-9
 
 
@@ -238,10 +242,10 @@ def test_evaluate_goes_on_after_a_kill(student, digits, monkeypatch):
     asked = dict(label="EDM", steps=[1], seeds=[0, 1, 2])
     monkeypatch.setattr(sampling, "BATCH", 64)
     undisturbed = study.evaluate(student, few, **asked, samples=65)["rows"]  # another recipe, the same kind of work
-    score, calls = evaluation.score, []
+    score, calls, seats = evaluation.score, [], 4  # two judges, two splits
 
     def dying(*arguments):
-        if len(calls) == 2:
+        if len(calls) == 2 * seats:
             raise KeyboardInterrupt
         calls.append(arguments)
         return score(*arguments)
@@ -253,9 +257,111 @@ def test_evaluate_goes_on_after_a_kill(student, digits, monkeypatch):
     calls.clear()
     monkeypatch.setattr(evaluation, "score", dying)
     rows = study.evaluate(student, few, **asked)["rows"]
-    assert len(calls) == 1
-    assert [row["seed"] for row in rows] == [0, 1, 2]
+    assert len(calls) == seats  # of the one seed that was not done
+    assert [row["seed"] for row in rows] == [0, 1, 2] * seats
     assert rows[0].keys() == undisturbed[0].keys()
+
+
+# ---- judges and splits
+
+ONE = dict(label="EDM", steps=[2], seeds=[0], samples=SAMPLES)
+
+
+def test_each_row_is_what_its_judge_alone_finds_of_the_same_images(student, digits):
+    rows = study.evaluate(student, digits, **ONE)["rows"]
+    assert [(row["split"], row["features"]) for row in rows] == [
+        ("train", "digits"),
+        ("train", "pixels"),
+        ("test", "digits"),
+        ("test", "pixels"),
+    ]
+    images = torch.cat(list(drawn(student)))
+    for row in rows:
+        against = digits.on(row["split"])
+        judge = references.judge(row["features"], against)
+        found = judging.judged(judge, [images], SAMPLES)
+        alone = qualities.score(found, references.reference(judge, against))
+        assert row["warning"] == alone.pop("warning")
+        alone |= real.held_out(judge, against, found, SAMPLES)
+        assert {name: row[name] for name in alone} == pytest.approx(alone, rel=1e-9, abs=1e-9)
+        assert row["dataset"] == "digits"
+        assert f"digits/{row['split']}@{against.digest}" in row["protocol"]
+
+
+def test_further_judges_and_splits_draw_no_further_images(student, digits):
+    counts, rows = [], []
+    for features, splits in ((["pixels", "digits"], ["test"]), (["random-features", "digits", "pixels"], SPLITS)):
+        with counting(student.denoiser) as counter:
+            rows.append(study.evaluate(student, digits, **ONE, features=features, splits=splits)["rows"])
+        counts.append(counter.rows)
+    assert counts[0] == counts[1]
+    few, many = ({(row["split"], row["features"]): row["fid"] for row in found} for found in rows)
+    assert len(few) == 2
+    assert len(many) == 6
+    assert {seat: many[seat] for seat in few} == few
+
+
+@pytest.mark.parametrize(
+    ("features", "splits", "judges"),
+    [
+        ("auto", ["test"], ["digits", "pixels"]),
+        ("pixels", ["test"], ["pixels", "digits"]),
+        (["random-features"], ["all"], ["random-features", "pixels"]),
+        (["pixels", "auto", "digits"], ["test", "train"], ["pixels", "digits"]),
+    ],
+)
+def test_a_judge_alone_has_another_beside_it(student, digits, features, splits, judges):
+    rows = study.evaluate(student, digits, **ONE | {"seeds": [1]}, features=features, splits=splits)["rows"]
+    assert [(row["split"], row["features"]) for row in rows] == [(split, judge) for split in splits for judge in judges]
+    assert {row["split"] for row in rows if row["floor"] is not None} == set(splits) - {"all"}
+
+
+def test_images_made_by_hand_are_one_reference(student, digits):
+    whole = replace(digits, other=None)
+    rows = study.evaluate(student, whole, **ONE)["rows"]
+    assert [(row["split"], row["features"]) for row in rows] == [("train", "digits"), ("train", "pixels")]
+    assert all(row["floor"] is row["nn_ratio"] is None for row in rows)
+
+
+def test_splits_judges_and_purposes_that_cannot_be_are_refused(student, digits, refuses):
+    before = sorted(store.root().glob("scores-*"))
+    for wrong, said in (
+        ({"splits": ["tset"]}, "unknown split 'tset'; did you mean 'test'?"),
+        ({"splits": []}, "no split is named to score against"),
+        ({"features": []}, "no judge is named"),
+        ({"features": ["digits", "pixel"]}, "did you mean 'pixels'?"),
+        ({"purpose": "serach"}, "purpose is 'result' or 'search', not 'serach'"),
+        ({"seeds": []}, "at least one sampling seed"),
+        ({"steps": []}, "one number of steps"),
+    ):
+        with refuses(said):
+            study.evaluate(student, digits, **ONE | wrong)
+    assert sorted(store.root().glob("scores-*")) == before
+
+
+def test_a_purpose_is_of_the_row_and_not_of_the_score(student, digits, monkeypatch):
+    asked = ONE | {"splits": ["train"], "features": "pixels"}
+    result = study.evaluate(student, digits, **asked)["rows"]
+    monkeypatch.setattr(evaluation, "sample_batches", None)
+    search = study.evaluate(student, digits, **asked, purpose="search")["rows"]
+    assert [row | {"purpose": "result"} for row in search] == result
+    assert {row["purpose"] for row in search} == {"search"}
+
+
+def test_a_snapshot_is_scored_as_a_model_of_that_budget(digits):
+    asked = dict(size="0.05M", kimg=0.064, batch_size=8)
+    model = study.train("edm", digits, **asked, snapshots=[0.032])
+    (early,) = model.snapshots.values()
+    alone = study.train("edm", digits, **asked | {"kimg": 0.032})
+    bundles = [study.evaluate(each, digits, **ONE) for each in (early, alone, model)]
+    for row, same, end in zip(*(bundle["rows"] for bundle in bundles), strict=True):
+        assert row["fid"] == same["fid"] != end["fid"]
+        assert (row["kimg"], row["passes"]) == (same["kimg"], pytest.approx(same["passes"]))
+        assert row["model"] == f"{end['model']}#0.032"
+        # The rest of a lineage is told as that of the whole training.
+        assert all(row[name] == end[name] for name in ("label", "recipe", "saw", "train_seed", "size"))
+    assert bundles[0]["recipes"] == bundles[2]["recipes"] == {model.recipe_hash: model.settings}
+    assert [bundle["strips"][0]["kimg"] for bundle in bundles] == [0.032, 0.032, 0.064]
 
 
 # ---- references
@@ -344,12 +450,27 @@ def test_a_checkpoint_from_elsewhere_is_scored_like_our_own(student, digits, tmp
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_bytes((student.artifact.folder / name).read_bytes())
     asked = dict(label="them", steps=[1], seeds=[0], samples=SAMPLES)
-    (ours,) = study.evaluate(student, digits, **asked)["rows"]
-    (theirs,) = study.evaluate(study.pretrained(folder), digits, **asked)["rows"]
-    assert (theirs["fid"], theirs["params"], theirs["nfe"]) == (ours["fid"], ours["params"], ours["nfe"])
-    assert theirs["kimg"] is theirs["train_seconds"] is theirs["train_seed"] is None
+    models = student, study.pretrained(folder)
+    ours, theirs = (study.evaluate(model, digits, **asked)["rows"] for model in models)
+    same = ("split", "features", "fid", "nn_ratio", "params", "nfe")
+    assert [[row[name] for name in same] for row in theirs] == [[row[name] for name in same] for row in ours]
+    for name in ("kimg", "passes", "train_macs", "train_seconds", "train_seed", "teacher_seed", "saw"):
+        assert all(row[name] is None for row in theirs), name
     assert study.pretrained(student.artifact.folder).spent == student.spent
     json.dumps(theirs)
+
+
+def test_images_are_scored_against_published_statistics(judge, digits, published, tmp_path, refuses):
+    _, write = published
+    statistics = write(tmp_path / "stats.npz")
+    images = data.Images("copies", len(digits), digits.shape, lambda: iter(digits.images.split(100)))
+    (row,) = evaluation.evaluate_images(images, statistics, features="digits", samples=len(digits))["rows"]
+    assert row["fid"] < 1e-6
+    assert (row["split"], row["features"], row["label"], row["purpose"]) == ("all", "digits", "copies", "result")
+    assert row["floor"] is row["nn_ratio"] is row["kid"] is row["method"] is row["kimg"] is None
+    assert row.keys() == FIELDS.keys()
+    with refuses("which judge made", "name it in place of 'auto'"):
+        evaluation.evaluate_images(images, replace(statistics, name="others"), samples=64)
 
 
 def test_models_of_another_resolution_and_single_samples_are_refused(student, digits, refuses):
