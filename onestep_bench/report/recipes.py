@@ -83,6 +83,13 @@ def _text(value: object) -> str:
     return value if isinstance(value, str) else "none" if value is None else json.dumps(value, sort_keys=True)
 
 
+def _order(recipes: dict[str, dict], recipe: str, name: str) -> tuple[bool, float, str]:
+    """Sort key of a setting: numbers by their size, before all else."""
+    value = recipes.get(recipe, {}).get(name)
+    number = isinstance(value, int | float)
+    return not number, value if number else 0.0, str(value)
+
+
 def search_table(rows: pd.DataFrame) -> pd.DataFrame:
     """What was tried to choose a setting: a line per recipe with its mean score, and which was chosen, the best.
 
@@ -98,7 +105,11 @@ def search_table(rows: pd.DataFrame) -> pd.DataFrame:
         settings = differing(sorted(set(own["recipe"])), recipes, set())
         runs = run_means(own, ["recipe"]).groupby("recipe")["fid"]
         means = runs.agg(lambda values: values.mean(skipna=False))
-        for recipe, fid in means.items():
+        if len(means) < 2:  # a teacher beside what was searched
+            continue
+        for recipe, fid in sorted(
+            means.items(), key=lambda item: [_order(recipes, item[0], name) for name in settings]
+        ):
             setting = described(recipe, settings, recipes)
             chosen = bool(fid == means.min())
             lines.append([dataset, features, label, size, setting, fid, int(runs.size()[recipe]), chosen])

@@ -115,8 +115,8 @@ def searched() -> list[dict]:
 def test_a_search_names_what_was_tried_and_the_best_on_train_as_chosen():
     found = recipes.search_table(frame(searched()))
     assert found[["setting", "fid", "runs", "chosen"]].values.tolist() == [
-        ["lr 0.001", 4.0, 2, False],
         ["lr 0.0003", 2.5, 2, True],
+        ["lr 0.001", 4.0, 2, False],
     ]
 
 
