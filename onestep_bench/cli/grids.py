@@ -20,6 +20,7 @@ from onestep_bench.errors import OnestepError, near_miss, needs_extra
 from onestep_bench.grid import progress
 from onestep_bench.grid.cells import Cell, Grid, Status, failed_path
 from onestep_bench.grid.plan import read_grid
+from onestep_bench.grid.schedule import expected
 from onestep_bench.known.catalogue import known
 from onestep_bench.scoring.recipe import BATCH, steps_for
 from onestep_bench.units import duration
@@ -89,7 +90,21 @@ def _plan(options: argparse.Namespace) -> int:
     for line in _judges_to_train(status.cell for status in statuses if status.state != "done"):
         print(line)
     print(f"\n{len(grid.cells)} cells; results go to {grid.out}, artifacts to {store.root()}")
+    if told := _time_ahead(grid, statuses):
+        print(told)
     return 0
+
+
+def _time_ahead(grid: Grid, statuses: Sequence[Status]) -> str:
+    """What is still to do, in time of one worker, by what such cells took or their authors expect."""
+    missing = [status.cell.id for status in statuses if status.state != "done"]
+    known = expected(statuses, grid.executed)
+    seconds = sum(known.get(name, 0.0) for name in missing)
+    unknown = sum(name not in known for name in missing)
+    if not seconds:
+        return ""
+    beside = f", and {unknown} cells that nobody foresaw" if unknown else ""
+    return f"{len(missing)} to do: about {duration(seconds)} of one worker{beside}"
 
 
 def _in_words(parameters: dict) -> str:

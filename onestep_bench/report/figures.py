@@ -1,211 +1,243 @@
-"""Rows of one protocol to figures; rows of several protocols are refused."""
+"""Rows of one protocol to figures of FID against steps, parameters, training cost and latency."""
 
-import textwrap
-from collections.abc import Iterable
-from functools import wraps
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.container import ErrorbarContainer
 from matplotlib.figure import Figure
-from matplotlib.text import Text
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.report.labels import HALO, label_points
-from onestep_bench.report.tables import brief, drawable, is_teacher, millions, one_protocol, size_order
+from onestep_bench.report.drawing import (
+    MUTED,
+    Looks,
+    blank,
+    caption,
+    curve,
+    distance,
+    floor_line,
+    log_scale,
+    log_ticks,
+    palette,
+    protocol_words,
+    spread_words,
+    styled,
+)
+from onestep_bench.report.labels import label_points, name_ends
+from onestep_bench.report.recipes import results
+from onestep_bench.report.statistics import largest_budget
+from onestep_bench.report.tables import brief, drawable, is_teacher, large, millions, one_protocol, size_order
 
 PUBLISHED = Path(__file__).with_name("published.csv")
 
-_MARKERS = "oDs^vPX*"
-_INK, MUTED, _CLAIMED = "0.15", "0.40", "0.55"
-STYLE = {
-    "font.family": "DejaVu Sans",  # ships with matplotlib: the same glyphs, and bytes, on every machine
-    "font.size": 9,
-    "axes.labelsize": 9,
-    "axes.labelcolor": _INK,
-    "axes.edgecolor": "0.7",
-    "grid.color": "0.92",
-    "xtick.labelsize": 8,
-    "ytick.labelsize": 8,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "legend.fontsize": 8,
-    "figure.dpi": 160,
-    "svg.hashsalt": "onestep_bench",  # otherwise element ids are random
+_CLAIMED = "0.55"
+_MANY = 14  # series that one figure can hold; of more, one size of each label is drawn
+_APART = (0.0, 0.03, -0.03, 0.06, -0.06)  # by which shares of the axis points at one place step aside
+_TOO_BAD = 3  # times the worst student, from which on a teacher is named under a figure instead
+COSTS = {
+    "passes": "network passes over the whole lineage (thousands of images; a backward pass counts as two)",
+    "kimg": "training images over the whole lineage (thousands)",
+    "train_macs": "multiply-accumulates of training over the whole lineage",
+    "train_seconds": "seconds of training over the whole lineage (median over runs)",
 }
 
 
-def styled(draw):
-    """Decorate a function that draws: it draws in the style of all figures of a report."""
-
-    @wraps(draw)
-    def in_style(*args, **kwargs) -> Figure:
-        with sns.axes_style("whitegrid"), mpl.rc_context(STYLE):
-            return draw(*args, **kwargs)
-
-    return in_style
-
-
-def palette(labels: Iterable[str]) -> dict[str, tuple]:
-    """One (colour, marker) per label: teachers in greys, students in seaborn's colour-blind palette."""
-    labels = sorted(set(labels))
-    teachers = [label for label in labels if is_teacher(label)]
-    students = [label for label in labels if not is_teacher(label)]
-    greys = [str(level) for level in np.linspace(0.1, 0.5, max(len(teachers), 2)).round(2)]
-    colours = sns.color_palette("colorblind")
-    colours.pop(7)  # its grey: teachers are grey here
-    looks = {label: (greys[i], _MARKERS[i % len(_MARKERS)]) for i, label in enumerate(teachers)}
-    return looks | {label: (colours[i % len(colours)], _MARKERS[i % len(_MARKERS)]) for i, label in enumerate(students)}
-
-
 @styled
-def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: dict[str, tuple] | None = None) -> Figure:
-    """FID against network evaluations, one line per model; of several budgets the largest.
+def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: Looks | None = None) -> Figure:
+    """FID against network evaluations, one line per model, a point where it has one number; of budgets the largest.
 
-    published: draw the papers' claims too, where rows and claims speak of the same thing (Inception features and the
-    same data set). looks: `palette(labels)` of a larger set of rows, so that colours agree between figures.
+    Of many sizes one is drawn, as the caption says. published: draw the papers' claims too, where rows and claims speak
+    of the same thing (Inception features and the same data set). looks: `palette(labels)` of a larger set of rows, so
+    that colours agree between figures.
     Raises OnestepError for no rows, or rows of more than one protocol.
     """
-    one_protocol(rows)
-    looks = looks or palette(rows["label"])
-    lines = _largest_budgets(drawable(rows))
+    rows, looks = _ready(rows, looks)
+    lines = largest_budget(drawable(rows))
     if lines.empty:
         raise OnestepError("nothing to draw: no score is a positive number")
+    lines, words = _one_size(lines)
     claims = _claims(rows) if published else _no_claims()
-    figure, axes = _axes(roomy=len(claims) > 0)
-    dashes = _size_dashes(lines)
+    figure, axes = blank(high=5.4 if len(claims) else 4.6)
+    curves = [own.sort_values("nfe") for _, own in lines.groupby(["label", "size", "kimg"], dropna=False)]
     # The legend reads from top to bottom as the lines begin at the left.
-    curves = [curve.sort_values("nfe") for _, curve in lines.groupby(["label", "size", "kimg"], dropna=False)]
-    for curve in sorted(curves, key=lambda curve: -curve["fid_mean"].iloc[0]):
-        label, size, kimg = curve[["label", "size", "kimg"]].iloc[0]
-        name = _name(lines, label, size, kimg)
-        _curve(axes, curve, "nfe", looks[label], label=name, linestyle=dashes[size])
+    curves.sort(key=lambda own: -own["fid_mean"].iloc[0])
+    dashes, handles = _size_dashes(lines), {}
+    span = np.log(max(2, lines["nfe"].max() / lines["nfe"].min()))
+    singles = 0
+    for own in curves:
+        label, size = own[["label", "size"]].iloc[0]
+        shift = np.exp(span * _APART[singles % len(_APART)]) if len(own) == 1 else 1.0
+        singles += len(own) == 1
+        handles[_name(lines, label, size)] = curve(axes, own, own["nfe"] * shift, looks[label], linestyle=dashes[size])
     if len(claims):
-        axes.plot(claims["nfe"], claims["fid"], label="published", **_claim_look())
-    _log_ticks(axes, sorted({*lines["steps"], lines["nfe"].max(), *claims["nfe"]}))
+        handles["published"] = axes.plot(claims["nfe"], claims["fid"], **_claim_look())[0]
+    log_scale(axes, [*lines["fid_mean"], *claims["fid"], rows["floor"].mean()])
+    log_ticks(axes, {*lines["steps"], lines["nfe"].max(), *claims["nfe"]})
     axes.set_xlabel("network evaluations (NFE)")
-    axes.set_ylabel(f"{_fid_label(rows)}, lower is better")
-    handles, names = axes.get_legend_handles_labels()
-    handles = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
-    axes.legend(handles, names, loc="upper left", bbox_to_anchor=(1.01, 1.015), frameon=False, handlelength=2.6)
+    _at_steps(axes, rows, None)
+    _legend(axes, handles)
+    floor = floor_line(axes, rows)
     several = claims[claims["nfe"] > 1]
-    label_points(axes, [(*claim, _CLAIMED, 6) for claim in several[["nfe", "fid", "name"]].itertuples(index=False)])
-    _caption(
-        axes, rows, lines, claims, " One-step ones are named in the plot against parameters." if len(claims) else ""
-    )
+    points = [(*claim, _CLAIMED, 7) for claim in several[["nfe", "fid", "name"]].itertuples(index=False)]
+    label_points(axes, points, taken=floor)
+    aside = " Points of one number of evaluations stand a little apart." if singles > 1 else ""
+    more = " One-step ones are named in the plot against parameters." if len(claims) else ""
+    _caption(axes, rows, lines, words + aside, claims, more)
     return figure
 
 
 @styled
-def fid_vs_params(
-    rows: pd.DataFrame, *, steps: int = 1, published: bool = True, looks: dict[str, tuple] | None = None
-) -> Figure:
-    """FID against network size at one number of steps, one marker per (label, size); dashed: the best teacher.
+def fid_vs_params(rows: pd.DataFrame, *, steps: int = 1, published: bool = True, looks: Looks | None = None) -> Figure:
+    """FID against network size at one number of steps, one marker per (label, size), and the students' Pareto front.
 
-    Of several budgets the largest is drawn.
+    Lines join the sizes of one label and budget; of several budgets the largest is drawn. Dashed: the best teacher.
     Raises OnestepError when no row has that number of steps, or for rows of more than one protocol.
     """
-    one_protocol(rows)
+    rows, looks = _ready(rows, looks)
+    every, lines, high = _at(rows, steps)
+    lines = largest_budget(lines)
     claims = _claims(rows) if published else _no_claims()
     claims = claims[claims["nfe"] == steps]
-    return _against(rows, "params", steps, claims, looks or palette(rows["label"]))
-
-
-@styled
-def fid_vs_cost(rows: pd.DataFrame, *, steps: int = 1, looks: dict[str, tuple] | None = None) -> Figure:
-    """FID at one number of steps against training cost: thousands of images over the model's whole lineage.
-
-    Raises OnestepError when no row has that number of steps, or for rows of more than one protocol.
-    """
-    one_protocol(rows)
-    return _against(rows, "kimg", steps, _no_claims(), looks or palette(rows["label"]))
-
-
-def _against(rows: pd.DataFrame, x: str, steps: int, claims: pd.DataFrame, looks: dict[str, tuple]) -> Figure:
-    every = drawable(rows)
-    lines = every[every["steps"] == steps]
-    lines = _largest_budgets(lines) if x == "params" else lines
-    if lines.empty:
-        raise OnestepError(f"nothing to draw: no scores at {steps} steps, only at {sorted(set(every['steps']))}")
-    figure, axes = _axes(roomy=len(claims) > 0)
-    fixed = "size" if x == "kimg" else "kimg"  # what stays the same along a connecting line
-    for (label, _), curve in lines.groupby(["label", fixed], dropna=False):
-        _curve(axes, curve.sort_values(x), x, looks[label], linewidth=0.8, alpha=0.9)
-    # A curve over budgets is named once, at its end.
-    points = [
-        (
-            getattr(line, x),
-            line.fid_mean,
-            line.label if x == "params" else f"{line.label}, {line.size}",
-            looks[line.label][0],
-            8,
-        )
-        for line in _largest_budgets(lines).itertuples(index=False)
-    ]
+    figure, axes = blank(high=5.6 if len(claims) else 4.6)
+    for (label, _), own in lines.groupby(["label", "kimg"], dropna=False):
+        curve(axes, own.sort_values("params"), "params", looks[label], linewidth=0.9, alpha=0.9)
     if len(claims):
-        axes.plot(claims[x], claims["fid"], **_claim_look())
-        points += [(*claim, _CLAIMED, 6) for claim in claims[[x, "fid", "name"]].itertuples(index=False)]
-    teachers = every[every["label"].map(is_teacher) & (every["steps"] > steps)]
-    target = [_teacher_line(axes, teachers.loc[teachers["fid_mean"].idxmin()])] if len(teachers) else []
-    axes.margins(x=0.16, y=0.1)
-    if x == "params":
-        _log_ticks(axes, sorted({*lines[x], *claims["params"]}), text=millions)
-        axes.set_xlabel("parameters")
-    else:
-        _log_ticks(axes, sorted(set(lines[x])))
-        axes.set_xlabel("training images over the whole lineage (thousands)")
-    axes.set_ylabel(f"{_fid_label(rows)}\nat {steps} step{'s' * (steps > 1)}, lower is better")
+        axes.plot(claims["params"], claims["fid"], **_claim_look())
+    front = _pareto(lines[~lines["label"].map(is_teacher)])
+    if len(front) > 1:
+        axes.step(front["params"], front["fid_mean"], where="post", color="0.85", linewidth=4, zorder=1)
+    log_scale(axes, [*lines["fid_mean"], *claims["fid"], rows["floor"].mean(), _best_of_teachers(every, steps)])
+    log_ticks(axes, {*lines["params"], *claims["params"]}, text=millions)
+    axes.margins(x=0.08)
+    axes.set_xlabel("parameters")
+    _at_steps(axes, rows, steps)
+    teacher, target = _teacher_line(axes, every, steps), floor_line(axes, rows)
+    points = [(*claim, _CLAIMED, 7) for claim in claims[["params", "fid", "name"]].itertuples(index=False)]
+    # A name stands at the label's largest size: right of the plot, if that is the largest of all.
+    last = lines.sort_values("params").groupby("label").tail(1)
+    right = last["params"] == lines["params"].max()
+    points += [(line.params, line.fid_mean, line.label, looks[line.label][0], 8) for line in last[~right].itertuples()]
     label_points(axes, points, taken=target)
-    _caption(axes, rows, lines, claims)
+    ends = last[right].itertuples()
+    name_ends(axes, [(line.params, line.fid_mean, line.label, looks[line.label][0]) for line in ends])
+    names = ", ".join(f"{line.label} {line.size}" for line in front.itertuples())
+    words = f"Grey band: Pareto front of the students ({names})." if len(front) > 1 else ""
+    _caption(axes, rows, lines, f"{words} {teacher} {high}".strip(), claims)
     return figure
 
 
-def _axes(*, roomy: bool) -> tuple[Figure, Axes]:
-    # Through pyplot, because only its figures show themselves in a notebook; closed, so that they show once.
-    figure, axes = plt.subplots(figsize=(8.0, 5.6) if roomy else (6.4, 4.2))
-    plt.close(figure)
-    sns.despine(ax=axes)
-    return figure, axes
+@styled
+def fid_vs_cost(rows: pd.DataFrame, *, steps: int = 1, axis: str | None = None, looks: Looks | None = None) -> Figure:
+    """FID at one number of steps against training cost over a model's whole lineage; budgets of one model are joined.
+
+    axis: passes, kimg, train_macs or train_seconds; by default passes, or kimg where rows do not know them.
+    Raises OnestepError for another axis or one of which the rows know nothing, when no row has that number of steps,
+    or for rows of more than one protocol.
+    """
+    if axis not in (None, *COSTS):
+        raise OnestepError(f"no cost is called {axis}; choose one of {', '.join(COSTS)}")
+    rows, looks = _ready(rows, looks)
+    axis = axis or ("passes" if rows["passes"].notna().any() else "kimg")
+    every, lines, high = _at(rows, steps)
+    lines = lines[lines[axis] > 0]
+    if lines.empty:
+        raise OnestepError(f"nothing to draw: no score row says its {axis}; choose another axis")
+    text = large if axis == "train_macs" else brief
+    return _against(rows, every, lines, axis, COSTS[axis], steps, looks, text, high)
 
 
-def _curve(axes: Axes, curve: pd.DataFrame, x: str, look: tuple, **options) -> None:
-    """One series with its error bars, which stop above zero: the axis is logarithmic."""
-    colour, marker = look
-    spread = curve["fid_std"].fillna(0)
-    below = np.minimum(spread, 0.9 * curve["fid_mean"])
-    axes.errorbar(
-        curve[x],
-        curve["fid_mean"],
-        yerr=[below, spread],
-        color=colour,
-        marker=marker,
-        markersize=5.5,
-        markeredgecolor="white",
-        markeredgewidth=0.6,
-        elinewidth=0.9,
-        capsize=2,
-        **{"linewidth": 1.4, **options},
+@styled
+def fid_vs_latency(rows: pd.DataFrame, *, looks: Looks | None = None) -> Figure:
+    """FID against the measured time to draw one image at batch 1; numbers of steps of one model are joined.
+
+    Raises OnestepError where no latency was measured, or for rows of more than one protocol.
+    """
+    rows, looks = _ready(rows, looks)
+    every = drawable(rows)
+    lines = largest_budget(every[every["latency_ms"] > 0])
+    if lines.empty:
+        raise OnestepError("nothing to draw: no score row says its latency")
+    return _against(
+        rows, every, lines, "latency_ms", "milliseconds to draw one image (batch 1)", None, looks, brief, ""
     )
 
 
-def _teacher_line(axes: Axes, best: pd.Series) -> Text:
-    axes.axhline(best["fid_mean"], color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
-    return axes.annotate(
-        f"{best['label']}, {best['size']}, {best['steps']} steps: {brief(best['fid_mean'])}",
-        (0, best["fid_mean"]),
-        xycoords=("axes fraction", "data"),
-        xytext=(4, 3),
-        textcoords="offset points",
-        color=MUTED,
-        fontsize=7.5,
-        path_effects=HALO,
-    )
+def _against(rows, every, lines, x: str, words: str, steps: int | None, looks: Looks, text, more: str) -> Figure:
+    """Curves over x, one per (label, size), each named once: at its end, or of all steps in a legend."""
+    lines, sizes = _one_size(lines)
+    figure, axes = blank()
+    curves = [own.sort_values(x) for _, own in lines.groupby(["label", "size"])]
+    curves.sort(key=lambda own: -own["fid_mean"].iloc[0])
+    drawn = [curve(axes, own, x, looks[own["label"].iloc[0]], linewidth=0.9, alpha=0.9) for own in curves]
+    log_scale(axes, [*lines["fid_mean"], rows["floor"].mean(), _best_of_teachers(every, steps)])
+    log_ticks(axes, lines[x], text=text)
+    axes.margins(x=0.12)
+    axes.set_xlabel(words)
+    _at_steps(axes, rows, steps)
+    teacher, target = _teacher_line(axes, every, steps), floor_line(axes, rows)
+    names = [_name(lines, *own[["label", "size"]].iloc[0]) for own in curves]
+    if steps is None:  # models of one step take about as long: no room for names between them
+        _legend(axes, dict(zip(names, drawn, strict=True)))
+    else:
+        ends = [(own.iloc[-1], name) for own, name in zip(curves, names, strict=True)]
+        points = [(end[x], end["fid_mean"], name, looks[end["label"]][0], 8) for end, name in ends]
+        label_points(axes, points, taken=target)
+    _caption(axes, rows, lines, f"{sizes} {teacher} {more}".strip(), _no_claims())
+    return figure
+
+
+def _ready(rows: pd.DataFrame, looks: Looks | None) -> tuple[pd.DataFrame, Looks]:
+    rows = results(rows)
+    one_protocol(rows)
+    return rows, looks or palette(rows["label"])
+
+
+def _at(rows: pd.DataFrame, steps: int) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """All lines, those at a number of steps that are to be drawn, and words for those that are too bad to be.
+
+    A teacher in one step may score fifty times worse than its students, whose differences would drown in that.
+    """
+    every = drawable(rows)
+    lines = every[every["steps"] == steps]
+    if lines.empty:
+        raise OnestepError(f"nothing to draw: no scores at {steps} steps, only at {sorted(set(every['steps']))}")
+    teacher = lines["label"].map(is_teacher)
+    worst = lines["fid_mean"].groupby(lines["label"]).transform("max")
+    above = teacher & (worst > _TOO_BAD * lines.loc[~teacher, "fid_mean"].max())
+    found = lines[above].groupby("label")["fid_mean"].agg(["min", "max"])
+    ranges = [
+        f"{name} {brief(low)}" + (f" to {brief(high)}" if high > low else "") for name, low, high in found.itertuples()
+    ]
+    return every, lines[~above], f"Above the figure: {', '.join(ranges)}." if ranges else ""
+
+
+def _at_steps(axes: Axes, rows: pd.DataFrame, steps: int | None) -> None:
+    where = f"at {steps} step{'s' * (steps > 1)}, " if steps else ""
+    axes.set_ylabel(f"{distance(rows)}\n{where}lower is better")
+
+
+def _legend(axes: Axes, handles: dict[str, object]) -> None:
+    place = {"loc": "upper left", "bbox_to_anchor": (1.01, 1.015)}
+    axes.legend(handles.values(), handles.keys(), **place, frameon=False, handlelength=2.6)
+
+
+def _one_size(lines: pd.DataFrame) -> tuple[pd.DataFrame, str]:
+    """Of many series one size of each label, that of most of them, and words that say so."""
+    if len(lines[["label", "size"]].drop_duplicates()) <= _MANY:
+        return lines, ""
+    often = lines.groupby("size")["label"].size()
+    common = max(often.index, key=lambda size: (often[size], size_order(size)))
+    other = {
+        label: common if common in sizes else max(sizes, key=size_order)
+        for label, sizes in lines.groupby("label")["size"].agg(set).items()
+    }
+    words = f"Size {common}" + ("; models without it at their largest." if set(other.values()) - {common} else ".")
+    return lines[lines["size"] == lines["label"].map(other)], words
+
+
+def _name(lines: pd.DataFrame, label: str, size: str) -> str:
+    """How a figure calls a model: with its size only where sizes differ."""
+    return f"{label}, {size}" if lines["size"].nunique() > 1 else label
 
 
 def _size_dashes(lines: pd.DataFrame) -> dict[str, object]:
@@ -215,67 +247,45 @@ def _size_dashes(lines: pd.DataFrame) -> dict[str, object]:
     return {size: styles[i % len(styles)] for i, size in enumerate(sizes)}
 
 
-def _largest_budgets(lines: pd.DataFrame) -> pd.DataFrame:
-    """Of the lines that differ in their budget alone, the one with the largest."""
-    largest = lines.groupby(["label", "size", "steps", "sampler"])["kimg"].transform("max")
-    return lines[lines["kimg"].isna() | (lines["kimg"] == largest)]
+def _pareto(lines: pd.DataFrame) -> pd.DataFrame:
+    """Lines that no other one equals with as few parameters or fewer."""
+    lines = lines.sort_values(["params", "fid_mean"])
+    return lines[lines["fid_mean"] < lines["fid_mean"].cummin().shift(fill_value=np.inf)]
 
 
-def _name(lines: pd.DataFrame, label: str, size: str, kimg: float) -> str:
-    """How a figure calls a model: with its budget only where one model has several."""
-    budgets = lines[(lines["label"] == label) & (lines["size"] == size)]["kimg"].nunique()
-    return f"{label}, {size}" + (f", {brief(kimg)} kimg" if budgets > 1 else "")
+def _best_teacher(every: pd.DataFrame, steps: int | None) -> pd.DataFrame:
+    if steps is None:
+        return every[:0]
+    return every[every["label"].map(is_teacher) & (every["steps"] > steps)].nsmallest(1, "fid_mean")
 
 
-def _log_ticks(axes: Axes, values: list[float], text=brief) -> None:
-    """Logarithmic axes whose x ticks are the values that occur (of two that would touch, the first)."""
-    axes.set_xscale("log")
-    axes.set_yscale("log")
-    span = np.log(max(values) / min(values)) or 1.0
-    ticks: list[float] = []
-    for value in values:
-        if not ticks or np.log(value / ticks[-1]) > 0.055 * span:
-            ticks.append(value)
-    axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
-    low, high = axes.get_ylim()
-    subs = (1.0, 2.0, 5.0) if high / low < 3000 else (1.0,)
-    axes.yaxis.set_major_locator(LogLocator(subs=subs))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def _best_of_teachers(every: pd.DataFrame, steps: int | None) -> float:
+    return _best_teacher(every, steps)["fid_mean"].min()
 
 
-def _fid_label(rows: pd.DataFrame) -> str:
-    return f"Fréchet distance ({rows['features'].iloc[0]} features)"
+def _teacher_line(axes: Axes, every: pd.DataFrame, steps: int | None) -> str:
+    """A dashed line at the best teacher of more steps, if there is one; words for the caption."""
+    words = ""
+    for best in _best_teacher(every, steps).itertuples():
+        axes.axhline(best.fid_mean, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
+        words = f"Dashed: the best teacher ({best.label}, {best.size}, {best.steps} steps: {brief(best.fid_mean)})."
+    return words
 
 
-def _caption(axes: Axes, rows: pd.DataFrame, lines: pd.DataFrame, claims: pd.DataFrame, more: str = "") -> None:
-    """What was measured and how, small and under the plot."""
-    fewest, most = lines["count"].min(), lines["count"].max()
-    runs = f"n = {most}" if fewest == most else f"n = {fewest} to {most}"
-    text = f"{rows['dataset'].iloc[0]}. Error bars: standard deviation over sampling and training seeds ({runs})."
+def _caption(axes: Axes, rows, lines, words: str, claims: pd.DataFrame, more: str = "") -> None:
+    words = " ".join(words.split())
+    parts = [f"{rows['dataset'].iloc[0]}.", words, spread_words(lines)]
     if len(claims):
-        text += f" Hollow grey: published figures, as their papers report them, not measured here.{more}"
-    wide = int(axes.figure.get_figwidth() * 19)
-    notes = [*textwrap.wrap(text, wide), *textwrap.wrap(f"Protocol: {rows['protocol'].iloc[0]}", wide)]
-    axes.annotate(
-        "\n".join(notes),
-        (0, 0),
-        xycoords="axes fraction",
-        xytext=(-32, -38),
-        textcoords="offset points",
-        fontsize=6.5,
-        color=MUTED,
-        va="top",
-        linespacing=1.4,
-        annotation_clip=False,
-    )
+        parts.append("Hollow grey: published figures, as their papers report them, not measured here." + more)
+    caption(axes, " ".join(filter(None, parts)), protocol_words(rows))
 
 
 def _claims(rows: pd.DataFrame) -> pd.DataFrame:
-    """Published figures that the rows may be set beside: same data set, Inception features."""
-    if not rows["features"].iloc[0].startswith("inception"):
+    """Published figures that the rows may be set beside: same data set, Inception features, training images.
+
+    The papers' FIDs are against the training images (or against all of those there are).
+    """
+    if not rows["features"].iloc[0].startswith("inception") or rows["split"].iloc[0] == "test":
         return _no_claims()
     claims = pd.read_csv(PUBLISHED)
     claims = claims[claims["dataset"] == rows["dataset"].iloc[0]]

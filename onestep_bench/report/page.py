@@ -1,27 +1,25 @@
 """Executed notebooks to tables, figures and one HTML page: a pure function of the notebooks, equal bytes every time.
 
 Scores are comparable only under one protocol, so every figure and table here takes rows of one protocol and refuses
-more; `render` makes one of each per protocol.
+more; `render` makes one of each per protocol, and then what compares splits, judges and models.
 """
 
 import base64
 import os
-import re
 from pathlib import Path
 from urllib.parse import quote
 
 import jinja2
-import matplotlib as mpl
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 
 from onestep_bench import __version__
 from onestep_bench.grid.cells import Grid, Status, executed_path, failed_path, status_of
-from onestep_bench.report.figures import STYLE, fid_vs_cost, fid_vs_params, fid_vs_steps, palette
+from onestep_bench.report.recipes import results
 from onestep_bench.report.samples import sample_sheet
-from onestep_bench.report.tables import PROTOCOL, drawable, executed_in, read_rows, read_strips, summarise, table
-from onestep_bench.store.files import replacing, write_text
+from onestep_bench.report.sections import FILES, across, endings, protocols, save
+from onestep_bench.report.tables import BUSY, executed_in, read_rows, read_strips, summarise
+from onestep_bench.store.files import write_text
 
 _STATES = ("done", "outdated", "failed", "to do")
 
@@ -46,20 +44,21 @@ def render(source: Grid | Path, out: Path | None = None) -> Path:
     rows, strips = read_rows(notebooks, outdated), read_strips(notebooks, outdated)
     write_text(out / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
     write_text(out / "summary.csv", summarise(rows).to_csv(index=False, lineterminator="\n"))
-    sections, sheets = _draw_sections(rows, out), _draw_sheets(strips, out)
-    fresh = {name for part in [*sections, *sheets] for name in part["files"]}
-    for stale in [*out.glob("fid_vs_*.png"), *out.glob("fid_vs_*.svg"), *out.glob("samples*.png")]:
-        if stale.name not in fresh:
-            stale.unlink()
+    found = results(rows)
+    sections, parts, sheets = protocols(found, out), across(found, rows, out), _draw_sheets(strips, out)
+    for part in [*sections, *parts]:
+        part["images"] = [image | {"data": _embedded(out / image["file"])} for image in part["images"]]
+    _remove_stale(out, {name for part in [*sections, *parts, *sheets] for name in part["files"]})
     page = _template().render(
         title=source.title if isinstance(source, Grid) else folder.name,
         name=source.name if isinstance(source, Grid) else folder.name,
         sections=sections,
+        parts=parts,
         sheets=sheets,
         cells=[_cell_line(status, folder, out) for status in statuses],
         counts={state: sum(status.state == state for status in statuses) for state in _STATES},
         outside=len(executed_in(folder)) - len(notebooks) - len(outdated),
-        notes=_notes(rows),
+        notes=_notes(found),
         rows=len(rows),
         notebooks=len(notebooks) + len(outdated),
         outdated=len(outdated),
@@ -69,6 +68,14 @@ def render(source: Grid | Path, out: Path | None = None) -> Path:
     )
     write_text(out / "report.html", page)
     return out / "report.html"
+
+
+def _remove_stale(out: Path, fresh: set[str]) -> None:
+    """Delete the figures of an earlier rendering that this one did not draw."""
+    for name in (*FILES, "samples"):
+        for path in [*out.glob(f"{name}.*"), *out.glob(f"{name}-*")]:
+            if path.suffix in (".png", ".svg") and path.name not in fresh:
+                path.unlink()
 
 
 def _template() -> jinja2.Template:
@@ -81,66 +88,14 @@ def _template() -> jinja2.Template:
     return environment.get_template("report.html")
 
 
-def _draw_sections(rows: pd.DataFrame, out: Path) -> list[dict]:
-    """Figures and table of each protocol."""
-    looks = palette(rows["label"])
-    groups = [group for _, group in rows.groupby(PROTOCOL, sort=True)]
-    endings = _endings([f"{group['dataset'].iloc[0]}-{group['features'].iloc[0]}" for group in groups])
-    sections = []
-    for group, ending in zip(groups, endings, strict=True):
-        figures = {f"{name}{ending}": figure for name, figure in _figures(group, looks).items()}
-        files = [_save(figure, out / f"{name}.{kind}") for name, figure in figures.items() for kind in ("png", "svg")]
-        sections.append(
-            {
-                "words": _in_words(group),
-                "protocol": group["protocol"].iloc[0],
-                "files": files,
-                "images": [_embedded(out / name) for name in files if name.endswith(".svg")],
-                "table": table(group).to_html(table_attributes='class="scores"'),
-            }
-        )
-    return sections
-
-
-def _figures(rows: pd.DataFrame, looks: dict[str, tuple]) -> dict[str, Figure]:
-    """The figures of one protocol, at one step or else at the fewest there are; none if every run diverged."""
-    lines = drawable(rows)
-    if lines.empty:
-        return {}
-    steps = 1 if (lines["steps"] == 1).any() else int(lines["steps"].min())
-    return {
-        "fid_vs_steps": fid_vs_steps(rows, looks=looks),
-        "fid_vs_params": fid_vs_params(rows, steps=steps, looks=looks),
-        "fid_vs_cost": fid_vs_cost(rows, steps=steps, looks=looks),
-    }
-
-
 def _draw_sheets(strips: list[dict], out: Path) -> list[dict]:
     datasets = sorted({strip["dataset"] for strip in strips})
     sheets = []
-    for dataset, ending in zip(datasets, _endings(datasets), strict=True):
+    for dataset, ending in zip(datasets, endings(datasets), strict=True):
         figure = sample_sheet([strip for strip in strips if strip["dataset"] == dataset])
-        name = _save(figure, out / f"samples{ending}.png")
+        name = save(figure, out / f"samples{ending}.png")
         sheets.append({"dataset": dataset, "files": [name], "image": _embedded(out / name)})
     return sheets
-
-
-def _endings(names: list[str]) -> list[str]:
-    """File name endings that tell several protocols or data sets apart; none where there is but one."""
-    if len(names) == 1:
-        return [""]
-    safe = [re.sub(r"[^A-Za-z0-9_.-]+", "-", name) for name in names]
-    return [f"-{name}" if safe.count(name) == 1 else f"-{name}-{i + 1}" for i, name in enumerate(safe)]
-
-
-def _save(figure: Figure, path: Path) -> str:
-    kind = path.suffix[1:]
-    # Neither date nor library version: equal rows give equal bytes.
-    metadata = {"Date": None, "Creator": None} if kind == "svg" else {"Software": None}
-    tight = {} if path.name.startswith("samples") else {"bbox_inches": "tight", "pad_inches": 0.08}
-    with replacing(path) as temporary, mpl.rc_context(STYLE):
-        figure.savefig(temporary, format=kind, metadata=metadata, dpi="figure", **tight)
-    return path.name
 
 
 def _embedded(path: Path) -> str:
@@ -148,34 +103,37 @@ def _embedded(path: Path) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
-def _in_words(rows: pd.DataFrame) -> str:
-    def several(column: str) -> str:
-        return " or ".join(sorted(set(rows[column].astype(str))))
-
-    return (
-        f"{rows['dataset'].iloc[0]}: Fréchet distance between {several('features')} features of {several('samples')} "
-        f"samples and of the reference images, drawn with {several('weights')} weights"
-    )
-
-
 def _notes(rows: pd.DataFrame) -> list[str]:
     """What a reader must know before trusting the numbers."""
     notes = []
-    same = ["dataset", "protocol", "label", "size", "sampler", "steps", "kimg", "weights", "train_seed"]
+    same = ["dataset", "split", "protocol", "label", "size", "sampler", "steps", "kimg", "weights"]
+    same += ["teacher_seed", "train_seed"]
     models = rows.groupby(same, dropna=False)["model"].nunique()
-    for (dataset, _, label, size, *_, seed), count in models[models > 1].items():
+    for (dataset, label, size, seed), count in _once(models[models > 1]).items():
         notes.append(
             f"{dataset}: {count} different models are called {label}, {size} and share training seed {seed}: "
             "their spread mixes settings with seeds."
         )
+    crowded = rows[rows["busy"] > BUSY]
+    if len(crowded):
+        notes.append(
+            f"{crowded['model'].nunique()} of {rows['model'].nunique()} models were trained beside other work: their "
+            "seconds, marked * in the tables, are too long."
+        )
     sound = np.isfinite(rows["fid"]) & (rows["fid"] > 0)
     for row in rows[~sound].itertuples(index=False):
         name = f"{row.label}, {row.size}, {row.steps} steps, training seed {row.train_seed}, seed {row.seed}"
-        notes.append(f"{row.dataset}: the FID of {name} is {row.fid}: its mean is not drawn.")
+        notes.append(f"{row.dataset}, {row.features} features: the FID of {name} is {row.fid}: its mean is not drawn.")
     warned = rows[rows["warning"].fillna("") != ""]
     for (dataset, features, warning), group in warned.groupby(["dataset", "features", "warning"], sort=True):
         notes.append(f"{dataset}, {features} features, {len(group)} of {len(rows)} scores: {warning}.")
     return notes
+
+
+def _once(models: pd.Series) -> dict[tuple, int]:
+    """Numbers of models by (data set, label, size, training seed), the largest over protocols, samplers and steps."""
+    names = ["dataset", "label", "size", "train_seed"]
+    return models.groupby(names, dropna=False).max().to_dict()
 
 
 def _cell_line(status: Status, folder: Path, out: Path) -> dict:

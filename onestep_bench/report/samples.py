@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.report.figures import MUTED, styled
+from onestep_bench.report.drawing import MUTED, styled
 from onestep_bench.report.tables import is_teacher, strip_order
 
 COLUMNS = 16  # images of a strip that are shown

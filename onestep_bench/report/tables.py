@@ -10,19 +10,25 @@ import pandas as pd
 from pandas.io.formats.style import Styler
 
 from onestep_bench.errors import OnestepError
+from onestep_bench.report.recipes import results
+from onestep_bench.report.statistics import RUN, interval
 from onestep_bench.scoring.rows import FIELDS, LATER, MEASURED, QUALITIES, bundles_in
 
-_ORDER = ["dataset", "label", "size", "train_seed", "sampler", "steps", "seed", "protocol", "weights", "model"]
-_SAME_SCORE = ["model", "sampler", "steps", "seed", "weights", "protocol"]
+_ORDER = ["dataset", "label", "size", "teacher_seed", "train_seed", "sampler", "steps", "seed", "protocol", "split"]
+_ORDER += ["weights", "kimg", "model"]
+_SAME_SCORE = ["model", "sampler", "steps", "seed", "weights", "kimg", "protocol", "split"]
 _SAME_STRIP = ["dataset", "label", "size", "steps"]
-PROTOCOL = ["dataset", "protocol"]
-# Two budgets or two network shapes under one label are two points, never one mean.
-_GROUP = ["dataset", "protocol", "features", "label", "size", "sampler", "steps", "weights", "params", "kimg"]
-# Columns of a table, and which is better: of the metrics that it shows of all rows, and of what is measured beside.
-_BETTER = {"precision": "higher", "recall": "higher", "class_gap": "lower"}
-_COSTS = dict.fromkeys(("FID", "best", "parameters", "MACs", "kimg", "training s", "latency ms"), "lower")
-_COSTS["images/s"] = "higher"
-_NUMBERS = ["train_seed", "steps", "nfe", "seed", "fid", *QUALITIES, "params", "macs", "kimg", "samples", *MEASURED]
+PROTOCOL = ["dataset", "split", "protocol"]
+# Two budgets, two network shapes or two recipes under one label are two points, never one mean.
+_MODEL = [*PROTOCOL, "features", "label", "size", "saw", "recipe", "sampler", "steps", "weights", "params"]
+_GROUP = [*_MODEL, "kimg"]
+_READ = ("fid", "floor", "nn_ratio", *QUALITIES, "nfe", "macs", "passes", "train_macs", "throughput")
+# Which is better, of the metrics that a table shows of all rows, and of its other columns.
+_BETTER = {"precision": "higher", "recall": "higher", "class gap": "lower"}
+_COSTS = dict.fromkeys(("FD", "FD-infinity", "KID", "passes (k)", "train MACs", "seconds", "latency ms"), "lower")
+_NUMBERS = ["teacher_seed", "train_seed", "steps", "nfe", "seed", "fid", "floor", "nn_ratio", *QUALITIES, "params"]
+_NUMBERS += ["macs", "kimg", "passes", "train_macs", "samples", *MEASURED]
+BUSY = 0.5  # cores that something else had, above which measured seconds are marked
 
 
 # ---- reading ---------------------------------------------------------------------------------------------------------
@@ -31,19 +37,22 @@ _NUMBERS = ["train_seed", "steps", "nfe", "seed", "fid", *QUALITIES, "params", "
 def read_rows(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -> pd.DataFrame:
     """Every score row in a folder of executed notebooks, or in the notebooks given: columns and order are fixed.
 
-    A score that two notebooks recorded (both used one model) appears once. Older rows may lack `rows.LATER`: nothing
-    stands in their place. Metrics beyond `rows.FIELDS` follow as columns of their own, and which is better of each is
-    in `attrs["metrics"]`. outdated: notebooks that are to be executed again; what only they know is labelled so.
-    Raises OnestepError for rows whose other keys are not those of `rows.FIELDS`, and for two
-    notebooks that disagree about the score of one model.
+    A score that two notebooks recorded (both used one model) appears once. Older rows may lack `rows.LATER`: its
+    values stand in their place. Metrics beyond `rows.FIELDS` follow as columns of their own, and which is better of
+    each is in `attrs["metrics"]`; what recipes say is in `attrs["recipes"]`. outdated: notebooks that are to be
+    executed again; what only they know is labelled so.
+    Raises OnestepError for rows whose other keys are not those of `rows.FIELDS`, and for two notebooks that disagree
+    about the score of one model.
     """
     found: dict[tuple, tuple[dict, Path]] = {}
     further: dict[str, str] = {}
+    recipes: dict[str, dict] = {}
     for path, bundle in _bundles(notebooks):
         own = bundle.get("metrics", {})
         further |= own
+        recipes |= bundle.get("recipes", {})
         for row in bundle["rows"]:
-            row = dict.fromkeys(LATER) | row
+            row = LATER | row
             known = FIELDS.keys() | own.keys()
             if row.keys() != known:
                 keys = ", ".join(sorted(row.keys() ^ known))
@@ -57,8 +66,9 @@ def read_rows(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -
                 )
     for path, bundle in _bundles(outdated):
         own = bundle.get("metrics", {})
+        recipes = bundle.get("recipes", {}) | recipes
         for row in bundle["rows"]:
-            row = dict.fromkeys(LATER) | row
+            row = LATER | row
             if row.keys() == FIELDS.keys() | own.keys():
                 row = {key: _plain(key, row[key]) for key in [*FIELDS, *own]} | {"label": _outdated(row["label"])}
                 found.setdefault(tuple(row[key] for key in _SAME_SCORE), (row, path))
@@ -67,7 +77,7 @@ def read_rows(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -
     # A column in which nothing was measured holds None: make it one of numbers.
     rows = rows.assign(**{name: pd.to_numeric(rows[name]) for name in [*_NUMBERS, *further]})
     rows = rows.sort_values(_ORDER, kind="stable", ignore_index=True)
-    rows.attrs["metrics"] = further
+    rows.attrs.update(metrics=further, recipes=recipes)
     return rows
 
 
@@ -141,62 +151,109 @@ def is_teacher(label: str) -> bool:
 
 
 def summarise(rows: pd.DataFrame) -> pd.DataFrame:
-    """One line per (protocol, label, size, sampler, steps): FID over all sampling and training seeds, and its costs.
+    """One line per model, protocol, sampler and number of steps: scores over its training runs, and its costs.
 
-    A diverged seed (NaN) makes the mean NaN: it must not vanish from it. fid_std is the sample standard deviation, NaN
-    for a single run; other columns are means over the runs.
+    The unit is the training run (teacher seed, training seed): first a mean over the sampling seeds of each, then over
+    runs. fid_low, fid_high: the 95 % t interval of fid_mean; fid_std: the standard deviation of the runs' means; both
+    NaN for one run. seed_std: that over sampling seeds within a run (root mean square). runs, seeds: their numbers,
+    sampling seeds a run at most. fid_snapshot: mean over runs of the lowest mean of any snapshot of the run, where it
+    has several. train_seconds and latency_ms are medians, busy is the largest, other columns are means over runs. A
+    diverged seed (NaN) makes the mean NaN: it must not vanish from it. Rows of searches are left out, and unequal
+    recipes never averaged: see `recipes.results`.
     """
+    rows = results(rows)
+    read = [*_READ, *rows.attrs.get("metrics", {})]
+    run = [*_GROUP, *RUN, "model"]
+    runs = _means(rows, run, read).merge(_once_a_run(rows, run), on=run)
+    runs["fid_snapshot"] = _best_snapshot(runs)
+    lines = _means(runs, _GROUP, read).rename(columns={"fid": "fid_mean"})
+    fid = runs.groupby(_GROUP, dropna=False, sort=True)
+    bounds = [interval(values) for _, values in fid["fid"]]
+    more = fid.agg(
+        fid_std=("fid", "std"),
+        seed_std=("seed_var", lambda values: values.mean(skipna=False) ** 0.5),
+        fid_min=("fid_min", "min"),
+        fid_snapshot=("fid_snapshot", lambda values: values.mean(skipna=False)),
+        runs=("fid", "size"),
+        seeds=("seeds", "max"),
+        train_seconds=("train_seconds", "median"),
+        busy=("busy", "max"),
+        latency_ms=("latency_ms", "median"),
+    )
+    more["fid_std"] = more["fid_std"].where(fid["fid"].count() == fid.size())
+    more.insert(0, "fid_low", [bound.low for bound in bounds])
+    more.insert(1, "fid_high", [bound.high for bound in bounds])
+    more = more.reset_index(drop=True)  # the same groups in the same order
+    return pd.concat([lines[[*_GROUP, "fid_mean"]], more, lines[[name for name in read if name != "fid"]]], axis=1)
 
-    def mean(values: pd.Series) -> float:
-        return values.mean(skipna=False)
 
-    further = rows.attrs.get("metrics", {})
-    return rows.groupby(_GROUP, dropna=False, as_index=False, sort=True).agg(
-        fid_mean=("fid", mean),
-        fid_std=("fid", lambda values: values.std(skipna=False)),
+def _means(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
+    """Means of groups; NaN where one value is."""
+    grouped = rows.groupby(by, dropna=False, sort=True)[columns]
+    means = grouped.mean()
+    return means.where(grouped.count().eq(grouped.size(), axis=0)).reset_index()
+
+
+def _once_a_run(rows: pd.DataFrame, run: list[str]) -> pd.DataFrame:
+    return rows.groupby(run, dropna=False, as_index=False, sort=True).agg(
+        seed_var=("fid", "var"),
         fid_min=("fid", "min"),
-        precision=("precision", mean),
-        recall=("recall", mean),
-        class_gap=("class_gap", mean),
-        **{name: (name, mean) for name in further},
-        count=("fid", "size"),
-        nfe=("nfe", mean),
-        macs=("macs", mean),
-        train_seconds=("train_seconds", mean),
-        latency_ms=("latency_ms", mean),
-        throughput=("throughput", mean),
+        seeds=("fid", "size"),
+        train_seconds=("train_seconds", "median"),
+        busy=("busy", "max"),
+        latency_ms=("latency_ms", "median"),
     )
 
 
+def _best_snapshot(runs: pd.DataFrame) -> pd.Series:
+    """Lowest mean among the budgets of one training run: of one recipe and its seeds, so that there was one training.
+
+    It stands at the largest of them; elsewhere, and where there is but one, is NaN.
+    """
+    same = [*_MODEL, *RUN]
+    budgets = runs.groupby(same, dropna=False)["kimg"]
+    last = (budgets.transform("nunique") > 1) & (runs["kimg"] == budgets.transform("max")) & runs["recipe"].notna()
+    return runs.groupby(same, dropna=False)["fid"].transform("min").where(last)
+
+
 def table(rows: pd.DataFrame) -> Styler:
-    """The summary as a table to look at, best FID first, the best of each column in bold.
+    """The summary as a table to look at, best score first, the best of each column in bold.
 
     Raises OnestepError for rows of more than one protocol.
     """
+    rows = results(rows)
     one_protocol(rows)
     better = _BETTER | rows.attrs.get("metrics", {})
     lines = summarise(rows).sort_values(["fid_mean", "label", "size", "steps"], kind="stable", ignore_index=True)
     shown = pd.DataFrame(
         {
             "model": lines["label"],
+            "saw": lines["saw"],
             "size": lines["size"],
             "sampler": lines["sampler"],
             "steps": lines["steps"],
             "NFE": lines["nfe"],
-            "FID": lines["fid_mean"],
-            "± std": lines["fid_std"],
-            "best": lines["fid_min"],
-            # Rows of small or old runs have none of these.
-            **lines[list(better)].dropna(axis="columns", how="all"),
-            "runs": lines["count"],
-            "parameters": lines["params"],
-            "MACs": lines["macs"],
+            "FD": lines["fid_mean"],
+            "95 % interval": [_interval(line) for line in lines.itertuples()],
+            "runs": lines["runs"],
+            "best snapshot": lines["fid_snapshot"],
+            "FD-infinity": lines["fd_infinity"],
+            "floor": lines["floor"],
+            "NN ratio": lines["nn_ratio"],
+            "KID": lines["kid"],
+            "precision": lines["precision"],
+            "recall": lines["recall"],
+            "class gap": lines["class_gap"],
+            **lines[list(rows.attrs.get("metrics", {}))],
             "kimg": lines["kimg"],
-            "training s": lines["train_seconds"],
+            "passes (k)": lines["passes"],
+            "train MACs": lines["train_macs"],
+            "seconds": lines["train_seconds"],
             "latency ms": lines["latency_ms"],
-            "images/s": lines["throughput"],
         }
     )
+    # Rows of small or old runs lack some.
+    shown = shown.drop(columns=[name for name in shown.columns[6:] if shown[name].isna().all()])
     # NFE, steps and the like are settings, not results; a column in which all are equal has no best.
     lowest, highest = (
         [name for name in shown if {**better, **_COSTS}.get(name) == side and shown[name].nunique() > 1]
@@ -205,16 +262,26 @@ def table(rows: pd.DataFrame) -> Styler:
     bold = "font-weight: 700"
     style = shown.style.hide(axis="index").set_uuid("scores")
     style = style.highlight_min(lowest, props=bold).highlight_max(highest, props=bold)
-    return style.format(
+    style = style.format(
         {
-            **dict.fromkeys(["FID", "± std", "best", "training s", "latency ms", "images/s"], _measured),
-            **dict.fromkeys([name for name in better if name in shown], "{:.3f}"),
-            **dict.fromkeys(["NFE", "kimg"], brief),
-            **dict.fromkeys(["parameters", "MACs"], millions),
+            **dict.fromkeys({"FD", "best snapshot", "FD-infinity", "floor", "latency ms"} & set(shown), _measured),
+            **dict.fromkeys([name for name in [*better, "KID", "NN ratio"] if name in shown], "{:.3f}"),
+            **dict.fromkeys({"NFE", "kimg", "passes (k)"} & set(shown), brief),
+            **dict.fromkeys({"train MACs"} & set(shown), large),
+            **dict.fromkeys({"seconds"} & set(shown), _measured),
         },
         na_rep="–",
         escape="html",
     )
+    if "seconds" not in shown:
+        return style
+    # Seconds that were measured beside other work carry a star; it is of the cell's text, not of its value.
+    crowded = lines.index[(lines["busy"] > BUSY) & lines["train_seconds"].notna()]
+    return style.format("{:.0f}*", subset=(crowded, "seconds")) if len(crowded) else style
+
+
+def _interval(line: tuple) -> str | None:
+    return f"{_measured(line.fid_low)} to {_measured(line.fid_high)}" if np.isfinite(line.fid_low) else None
 
 
 def drawable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -233,6 +300,14 @@ def _measured(value: float) -> str:
     return brief(value) if abs(value) >= 100 else f"{value:#.3g}"
 
 
+def large(value: float) -> str:
+    """A number of many digits as text: 1.5e+12 as '1.5T'."""
+    for size, name in ((1e15, "P"), (1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if abs(value) >= size:
+            return f"{value / size:.3g}{name}"
+    return f"{value:.3g}"
+
+
 def millions(value: float) -> str:
     """A parameter count as text, in millions."""
     return f"{value / 1e6:.3g}M"
@@ -244,5 +319,5 @@ def one_protocol(rows: pd.DataFrame) -> None:
         raise OnestepError("nothing to draw: no score rows")
     protocols = rows[PROTOCOL].drop_duplicates()
     if len(protocols) > 1:
-        names = "; ".join(f"{dataset}: {protocol}" for dataset, protocol in protocols.itertuples(index=False))
+        names = "; ".join(f"{data}, {split}: {protocol}" for data, split, protocol in protocols.itertuples(index=False))
         raise OnestepError(f"scores of {len(protocols)} protocols cannot be compared in one plot or table ({names})")

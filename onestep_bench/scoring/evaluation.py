@@ -70,7 +70,8 @@ def evaluate(
     samples = _enough(samples, data)
     _same_shape(model.name, model.shape, data)
     bench = _Bench.of(features, _against(data, splits), fresh)
-    source = ["scoring.evaluation:_score_seed", *sources(), *bench.sources(), *sampling.source_of(sampler)]
+    source = ["scoring.evaluation:_score_seed", "scoring.real:held_out", *sources(), *bench.sources()]
+    source += sampling.source_of(sampler)
     rows, strips = [], []
     for count in steps:
         recipe = {

@@ -16,7 +16,8 @@ from onestep_bench.data.splits import WHOLE
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.models import cost
 from onestep_bench.scoring import judges, judging
-from onestep_bench.scoring.judges import FeatureExtractor, classifier
+from onestep_bench.scoring.judges import FeatureExtractor, classifier, clip, dinov2
+from onestep_bench.scoring.judges.weights import at_hand
 from onestep_bench.scoring.judging import Judged
 from onestep_bench.scoring.recipe import steps_for
 from onestep_bench.store.files import file_digest, replacing
@@ -25,6 +26,8 @@ from onestep_bench.training.ranks import device, device_name
 
 # What EDM2's reference files call the statistics of each judge; EDM's older files hold those of Inception alone.
 _KEYS = {"inception": "fid", "inception-legacy": "fid", "dinov2": "fd_dinov2"}
+
+_MODERN = {"clip": clip.URL, "dinov2": dinov2.URL}
 
 _DIGITS = (1, 8, 8)
 _CLASSIFIER = "scoring.judges.classifier"  # its file, to the store
@@ -88,8 +91,9 @@ def judge(name: str, against: Dataset | Statistics, *, fresh: bool = False) -> F
 def panel(features: Sequence[str], against: Dataset | Statistics) -> list[str]:
     """Names of the judges that score: those named, `auto` as in `judge`, and where that is one alone, a second.
 
-    A second that is no kin of the first: `pixels`, or the one that fits where `pixels` was named. Published statistics
-    are of one judge, and have no second.
+    A second that is no kin of the first: `pixels`, or the one that fits where `pixels` was named; beside Inception,
+    whose classes are ImageNet's, those of CLIP and DINOv2 that are at hand. Published statistics are of one judge, and
+    have no second.
     Raises OnestepError where none is named, and as `judge` does for `auto`.
     """
     named = list(dict.fromkeys(_fitting(against) if name == "auto" else name for name in features))
@@ -97,7 +101,10 @@ def panel(features: Sequence[str], against: Dataset | Statistics) -> list[str]:
         raise OnestepError("no judge is named; name one, or 'auto'")
     if len(named) > 1 or isinstance(against, Statistics):
         return named
-    return [*named, _fitting(against) if named == ["pixels"] else "pixels"]
+    if named == ["pixels"]:
+        return [*named, _fitting(against)]
+    modern = [name for name, url in _MODERN.items() if at_hand(url)] if named[0].startswith("inception") else []
+    return [*named, *(modern or ["pixels"])]
 
 
 def _fitting(against: Dataset | Statistics) -> str:

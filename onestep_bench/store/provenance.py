@@ -37,7 +37,7 @@ _COUNTED = (
         "models.pairing",
     ),
     *("training.loop", "training.source", "training.state", "training.config"),
-    *("scoring.metrics", "scoring.qualities", "scoring.judging", "scoring.judges"),
+    *("scoring.metrics", "scoring.qualities", "scoring.judging", "scoring.judges", "scoring.real"),
 )
 # In these files, and yet: `fit` keeps, logs and ends what `_step` computes; the watch ends it, and the log only tells.
 # SIZES holds every size, of which a model has one. Registers and containers of methods hold, and compute nothing.

@@ -1,43 +1,19 @@
-import base64
 import csv
 import hashlib
 import io
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
-import pandas as pd
 import pytest
-from PIL import Image
+from synthetic import frame, scores
 from tiny import executed, grid_file, notebook, row, strip
 
 from onestep_bench import report
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid.cells import STAMP, executed_path, failed_path
 from onestep_bench.grid.plan import read_grid
-from onestep_bench.report import figures, labels, samples, tables
+from onestep_bench.report import figures, tables
 from onestep_bench.scoring.rows import FIELDS, LATER, QUALITIES
-
-MODELS = [("teacher (euler)", "0.2M", 2000.0), ("teacher (heun)", "0.2M", 1500.0), ("SlimFlow", "0.05M", 90.0)]
-
-
-def scores(**given) -> list[dict]:
-    return [
-        row(label=label, size=size, steps=steps, seed=seed, fid=fid / steps + seed, model=label, kimg=fid, **given)
-        for label, size, fid in MODELS
-        for steps in (1, 4)
-        for seed in (0, 1, 2)
-    ]
-
-
-def frame(rows: list[dict]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=list(FIELDS)).astype({"train_seconds": float})
-
-
-def text_of(figure) -> str:
-    return "\n".join(text.get_text() for text in figure.findobj(mpl.text.Text))
-
 
 # ---- reading
 
@@ -98,136 +74,69 @@ def test_strips_are_one_per_model_and_steps_teachers_with_many_steps_first(tmp_p
 # ---- numbers
 
 
-def test_a_summary_takes_mean_and_spread_over_both_kinds_of_seed():
-    rows = frame(
-        [row(train_seed=a, seed=b, fid=f, model=f"m{a}") for a, b, f in [(0, 0, 1.0), (0, 1, 2.0), (1, 0, 6.0)]]
-    )
+def test_a_summary_takes_means_over_sampling_seeds_first_and_intervals_over_training_runs():
+    """Scores 1, 2 | 6: the runs' means are 1.5 and 6; t of one degree of freedom at 97.5 % is 12.706."""
+    scored = [(0, 0, 1.0), (0, 1, 2.0), (1, 0, 6.0)]
+    rows = frame([row(train_seed=a, seed=b, fid=f, model=f"m{a}") for a, b, f in scored])
     (line,) = tables.summarise(rows).itertuples(index=False)
-    assert (line.fid_mean, line.fid_min, line.count) == (3.0, 1.0, 3)
-    assert line.fid_std == pytest.approx(np.std([1, 2, 6], ddof=1))
+    assert (line.fid_mean, line.fid_min, line.runs, line.seeds) == (3.75, 1.0, 2, 2)
+    assert line.fid_std == pytest.approx(np.std([1.5, 6], ddof=1))
+    assert line.fid_high - line.fid_mean == pytest.approx(12.706 * line.fid_std / 2**0.5, rel=1e-4)
+
+
+def test_one_run_has_no_interval_but_a_spread_over_sampling_seeds():
+    (line,) = tables.summarise(frame([row(seed=0, fid=1.0), row(seed=1, fid=2.0)])).itertuples(index=False)
+    assert np.isnan([line.fid_std, line.fid_low, line.fid_high]).all()
+    assert line.seed_std == pytest.approx(0.5**0.5)
+
+
+def test_seconds_are_medians_over_runs_and_the_busiest_one_is_told():
+    runs = [(428.0, 1.2), (174.0, 0.0), (175.0, 0.0)]
+    rows = frame([row(train_seed=i, model=f"m{i}", train_seconds=s, busy=b) for i, (s, b) in enumerate(runs)])
+    (line,) = tables.summarise(rows).itertuples(index=False)
+    assert (line.train_seconds, line.busy) == (175.0, 1.2)
+    assert ">175*<" in tables.table(rows).to_html()
+    assert "175*" not in tables.table(rows.assign(busy=0.0)).to_html()
 
 
 def test_a_diverged_seed_does_not_vanish_from_the_mean():
     (line,) = tables.summarise(frame([row(seed=0, fid=1.0), row(seed=1, fid=float("nan"))])).itertuples(index=False)
     assert np.isnan(line.fid_mean)
-    assert line.count == 2
+    assert (line.runs, line.seeds) == (1, 2)
 
 
-@pytest.mark.parametrize("change", [{"protocol": "other"}, {"kimg": 1.0}, {"weights": "last"}, {"sampler": "heun"}])
+def test_the_best_snapshot_of_each_run_stands_beside_its_last():
+    """Two runs of one recipe, three snapshots: the best are 2 and 3; a training of its own recipe is no snapshot."""
+    scored = {0: {100: 4.0, 200: 2.0, 300: 5.0}, 1: {100: 6.0, 200: 7.0, 300: 3.0}}
+    rows = [row(train_seed=a, kimg=k, fid=f, model=f"m{a}@{k}") for a, own in scored.items() for k, f in own.items()]
+    lines = tables.summarise(frame([*rows, row(kimg=50, fid=1.0, recipe="r1", model="m9")])).set_index("kimg")
+    assert lines.loc[300, "fid_snapshot"] == 2.5
+    assert lines.drop(index=300)["fid_snapshot"].isna().all()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"protocol": "other"},
+        {"kimg": 1.0},
+        {"weights": "last"},
+        {"sampler": "heun"},
+        {"recipe": "r1"},
+        {"split": "test"},
+        {"saw": "data"},
+    ],
+)
 def test_what_is_not_a_seed_is_never_averaged(change):
     assert len(tables.summarise(frame([row(fid=1.0), row(fid=2.0, model="m1", **change)]))) == 2
 
 
 def test_the_table_bolds_the_best_of_each_column():
-    html = tables.table(frame(scores(train_seconds=None))).to_html()
+    rows = scores()
+    html = tables.table(frame([rows[0] | {"recall": None}, *rows[1:]])).to_html()
     bold = html[html.index("<style") : html.index("font-weight")]
-    assert "#T_scores_row0_col5" in bold  # best FID is the first line's
+    assert "#T_scores_row0_col6" in bold  # best FID is the first line's
     assert "SlimFlow" in html[html.index("scores_row0_col0") :][:200]
     assert "–" in html  # not measured
-
-
-# ---- figures
-
-
-@pytest.mark.parametrize("draw", [figures.fid_vs_steps, figures.fid_vs_params, figures.fid_vs_cost, tables.table])
-@pytest.mark.parametrize("change", [{"protocol": "other"}, {"dataset": "cifar10"}])
-def test_two_protocols_never_share_a_plot_or_table(draw, change):
-    with pytest.raises(OnestepError, match="2 protocols cannot be compared"):
-        draw(frame([row(), row(**change)]))
-
-
-@pytest.mark.parametrize("draw", [figures.fid_vs_steps, figures.fid_vs_params, figures.fid_vs_cost, tables.table])
-def test_no_rows_is_nothing_to_draw(draw):
-    with pytest.raises(OnestepError, match="nothing to draw"):
-        draw(frame([]))
-
-
-def test_no_rows_at_the_steps_asked_for_is_nothing_to_draw():
-    with pytest.raises(OnestepError, match=r"nothing to draw: no scores at 3 steps, only at \[1, 4\]"):
-        figures.fid_vs_params(frame(scores()), steps=3)
-
-
-def test_fid_vs_steps_has_a_line_per_model_over_counted_evaluations():
-    rows = [{**one, "nfe": 2 * one["steps"] - 1} if "heun" in one["label"] else one for one in scores()]
-    figure = figures.fid_vs_steps(frame(rows))
-    axes = figure.axes[0]
-    assert axes.get_xlabel() == "network evaluations (NFE)"
-    assert axes.get_ylabel() == "Fréchet distance (digits features), lower is better"
-    assert [tick for tick in axes.get_xticks() if tick in (1, 4, 7)] == [1, 4, 7]
-    assert {text.get_text() for text in axes.get_legend().get_texts()} == {
-        f"{label}, {size}" for label, size, _ in MODELS
-    }
-    assert "n = 3" in text_of(figure)
-    assert row()["protocol"] in text_of(figure).replace("\n", " ")
-
-
-def test_fid_vs_params_shows_one_step_models_and_the_best_teacher_as_a_line():
-    figure = figures.fid_vs_params(frame(scores()))
-    assert {"SlimFlow", "teacher (euler)"} <= set(text_of(figure).split("\n"))
-    assert "teacher (heun), 0.2M, 4 steps: 376" in text_of(figure)
-
-
-def test_a_label_keeps_its_colour_in_every_figure():
-    looks = figures.palette(label for label, _, _ in MODELS)
-    drawn = [draw(frame(scores()), looks=looks) for draw in (figures.fid_vs_steps, figures.fid_vs_cost)]
-    wanted = mpl.colors.to_hex(looks["SlimFlow"][0])
-    for figure in drawn:
-        assert wanted in {mpl.colors.to_hex(line.get_color()) for line in figure.axes[0].get_lines()}
-
-
-def test_published_figures_appear_only_beside_inception_rows_of_their_data_set():
-    real = {"dataset": "cifar10", "features": "inception", "protocol": "clean"}
-    claims = frame(scores(**real))
-    assert "GDD-I" in text_of(figures.fid_vs_params(claims))
-    assert "GDD-I" in text_of(figures.fid_vs_params(frame(scores(**{**real, "features": "inception-legacy"}))))
-    assert "1-Rectified Flow" in text_of(figures.fid_vs_steps(claims))
-    assert "not measured here" in text_of(figures.fid_vs_steps(claims)).replace("\n", " ")
-    assert "GDD-I" not in text_of(figures.fid_vs_params(claims, published=False))
-    assert "GDD-I" not in text_of(figures.fid_vs_params(frame(scores(**{**real, "features": "digits"}))))
-    assert "GDD-I" not in text_of(figures.fid_vs_params(frame(scores(**{**real, "dataset": "digits"}))))
-
-
-def named(places):
-    """Axes with short names at these places, the boxes of the names, and the lines that tie far ones to points."""
-    figure, axes = plt.subplots()
-    plt.close(figure)
-    axes.plot(*zip(*places, strict=True), "o")
-    axes.set(xlim=(0.9, 1.3), ylim=(0.9, 1.1))
-    labels.label_points(axes, [(*place, f"m{i}", "black", 8) for i, place in enumerate(places)])
-    leaders = [axes.transData.transform_path(line.get_path()) for line in axes.get_lines()[1:]]
-    return axes, [text.get_window_extent() for text in axes.texts], leaders
-
-
-@pytest.mark.parametrize("apart", [0, 0.001, 0.004])
-def test_names_in_a_crowd_stand_clear_of_names_markers_and_leaders(apart):
-    places = [(1 + apart * i, 1.0) for i in range(7)]
-    axes, boxes, leaders = named(places)
-    assert [box.count_overlaps(boxes) for box in boxes] == [1] * 7  # itself
-    assert not any(box.count_contains(axes.transData.transform(places)) for box in boxes)
-    assert leaders
-    assert all(sum(leader.intersects_bbox(box, filled=False) for box in boxes) <= 1 for leader in leaders)
-
-
-def test_names_at_the_edges_stay_inside():
-    axes, boxes, _ = named([(0.9, 0.9), (1.3, 0.9), (0.9, 1.1), (1.3, 1.1)])
-    assert all(axes.get_window_extent().count_contains(box.corners()) == 4 for box in boxes)
-
-
-def test_a_sample_pixel_is_a_square_of_figure_pixels():
-    one = {**strip("SlimFlow", "0.2M", 1), "dataset": "digits"}
-    file = io.BytesIO()
-    samples.sample_sheet([one]).savefig(file, format="png", dpi="figure")
-    sheet = np.asarray(Image.open(file).convert("L"))
-    original = np.asarray(Image.open(io.BytesIO(base64.b64decode(one["png"]))).convert("L"))
-    left = sheet.shape[1] - (4 * 80 + 3 * 6)
-    assert (sheet[:80, left : left + 80] == np.kron(original[:, :8], np.ones((10, 10), np.uint8))).all()
-
-
-def test_sample_sheets_refuse_nothing_and_two_data_sets():
-    with pytest.raises(OnestepError, match="nothing to draw"):
-        samples.sample_sheet([])
-    with pytest.raises(OnestepError, match="2 data sets"):
-        samples.sample_sheet([{**strip("a", "1M", 1), "dataset": name} for name in ("digits", "cifar10")])
 
 
 # ---- rendering
@@ -241,7 +150,7 @@ def test_two_renderings_are_equal_byte_for_byte(tmp_path):
         prints.append({file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in out.iterdir()})
     assert prints[0] == prints[1]
     assert set(prints[0]) == {
-        *(f"fid_vs_{name}.{kind}" for name in ("steps", "params", "cost") for kind in ("png", "svg")),
+        *(f"fid_vs_{name}.{kind}" for name in ("steps", "params", "cost", "latency") for kind in ("png", "svg")),
         "samples.png",
         "results.csv",
         "summary.csv",
@@ -294,7 +203,7 @@ def test_the_page_of_a_half_finished_grid_says_what_is_missing(tmp_path):
     assert row()["protocol"] in page
     assert row()["device"] in page
     assert row()["versions"] in page
-    assert page.count("data:image/svg+xml;base64,") == 3
+    assert page.count("data:image/svg+xml;base64,") == 4
 
 
 def test_a_grid_with_nothing_done_still_has_a_page(tmp_path):
@@ -336,6 +245,8 @@ def test_rows_that_lack_later_fields_are_read_with_nothing_in_their_place(tmp_pa
     read = tables.read_rows(tmp_path)
     assert list(read.columns) == list(FIELDS)
     assert read[list(QUALITIES)].isna().all(axis=None)
+    assert set(read["split"]) == {"train"}
+    assert set(read["purpose"]) == {"result"}
     assert "precision" not in tables.table(read).to_html()
 
 

@@ -318,6 +318,15 @@ def test_the_second_judge_follows_the_data(tmp_path, refuses):
         references.panel([], digits)
 
 
+def test_beside_inception_sit_the_judges_whose_weights_are_at_hand(tmp_path, monkeypatch):
+    monkeypatch.setenv("ONESTEP_WEIGHTS", str(tmp_path))
+    digits = load("digits")
+    assert references.panel(["inception"], digits) == ["inception", "pixels"]
+    (tmp_path / clip.URL.rsplit("/", 1)[1]).write_bytes(b"weights")
+    assert references.panel(["inception"], digits) == ["inception", "clip"]
+    assert references.panel(["inception", "pixels"], digits) == ["inception", "pixels"]
+
+
 def test_the_classifier_is_the_same_whenever_it_is_trained(quick):
     digits = load("digits")
     networks = [classifier.train(digits.images[:300], digits.labels[:300], torch.device("cpu"))[0] for _ in range(2)]

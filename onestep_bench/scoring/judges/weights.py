@@ -17,6 +17,15 @@ def weights(url: str, sha256: str) -> Path:
     Raises OnestepError that names file, place and checksum where it is missing and the network is out of reach, or
     where it is another file.
     """
-    target = folder() / url.rsplit("/", 1)[1]
+    target = _file(url)
     fetch(target, [url], sha256, "sha256")
     return target
+
+
+def at_hand(url: str) -> bool:
+    """Whether the file at `url` was downloaded, or put there."""
+    return _file(url).exists()
+
+
+def _file(url: str) -> Path:
+    return folder() / url.rsplit("/", 1)[1]
