@@ -185,7 +185,9 @@ def test_one_file_leads_to_a_row_in_a_figure(kind, store, tmp_path, monkeypatch)
     assert own
     assert all(float(row["fid"]) > 0 for row in own)
     assert own[0]["label"] in (report / "report.html").read_text()
-    assert (report / "fid_vs_steps.png").stat().st_size > 0
+    figures = list(report.glob("fid_vs_steps*.png"))  # one for each judge and split
+    assert figures
+    assert all(figure.stat().st_size > 0 for figure in figures)
     after = contents(tmp_path / PACKAGE.name)
     assert {name for name in before | after if before.get(name) != after.get(name)} == {walk.file}
 

@@ -161,7 +161,7 @@ def test_the_command_prints_a_table_and_writes_rows(folder, tmp_path, capsys):
 def test_the_command_takes_judges_and_splits_and_writes_a_table_of_values(folder, tmp_path, capsys):
     command = ["evaluate", str(folder), "--dataset", "digits", "-o", str(tmp_path / "rows.csv")]
     assert main([*command, "--features", "pixels", "random-features", "--splits", "test"]) == 0
-    _, *lines, _, _ = capsys.readouterr().out.splitlines()
+    _, *lines, _, _, _ = capsys.readouterr().out.splitlines()
     assert [line.split()[4:6] for line in lines] == [["pixels", "test"], ["random-features", "test"]]
     written = (tmp_path / "rows.csv").read_text().splitlines()
     assert written[0] == ",".join(FIELDS)
