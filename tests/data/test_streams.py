@@ -147,25 +147,36 @@ def test_images_are_scored_by_the_judge_of_models(folder, archive, arrays):
 def test_the_command_prints_a_table_and_writes_rows(folder, tmp_path, capsys):
     output = tmp_path / "rows.json"
     assert main(["evaluate", str(folder), "--dataset", "digits", "-o", str(output)]) == 0
-    heading, line, warning, told = capsys.readouterr().out.splitlines()
-    assert heading.split()[:4] == ["label", "steps", "NFE", "images"]
-    assert line.split()[:4] == ["images", "-", "-", "30"]
+    heading, *lines, warning, told = capsys.readouterr().out.splitlines()
+    assert heading.split()[:7] == ["label", "steps", "NFE", "images", "judge", "split", "FID"]
+    seats = [(judge, split) for split in ("train", "test") for judge in ("digits", "pixels")]
+    assert [line.split()[:6] for line in lines] == [["images", "-", "-", "30", *seat] for seat in seats]
     assert warning.startswith("warning: 30 samples cannot span 64 features")
     assert told == f"rows: {output}"
-    (row,) = json.loads(output.read_text())
-    assert row.keys() == FIELDS.keys()
-    assert main(["evaluate", str(folder), "--dataset", "digits", "-o", str(tmp_path / "rows.csv")]) == 0
-    lines = (tmp_path / "rows.csv").read_text().splitlines()
-    assert lines[0] == ",".join(FIELDS)
-    assert len(lines) == 2
+    rows = json.loads(output.read_text())
+    assert [(row["features"], row["split"]) for row in rows] == seats
+    assert all(row.keys() == FIELDS.keys() for row in rows)
+
+
+def test_the_command_takes_judges_and_splits_and_writes_a_table_of_values(folder, tmp_path, capsys):
+    command = ["evaluate", str(folder), "--dataset", "digits", "-o", str(tmp_path / "rows.csv")]
+    assert main([*command, "--features", "pixels", "random-features", "--splits", "test"]) == 0
+    _, *lines, _, _, _ = capsys.readouterr().out.splitlines()
+    assert [line.split()[4:6] for line in lines] == [["pixels", "test"], ["random-features", "test"]]
+    written = (tmp_path / "rows.csv").read_text().splitlines()
+    assert written[0] == ",".join(FIELDS)
+    assert len(written) == 3
 
 
 def test_the_command_scores_a_checkpoint_over_steps_and_seeds(tmp_path, capsys):
     student = study.train("edm", data.load("digits"), size="0.05M", kimg=0.064, batch_size=8)
     command = ["evaluate", str(student.artifact.folder), "--dataset", "digits", "--samples", "20", "--label", "mine"]
+    command += ["--features", "pixels", "random-features", "--splits", "test"]
     assert main([*command, "--steps", "1", "2", "--seeds", "0", "1", "--sampler", "heun"]) == 0
     lines = [line.split() for line in capsys.readouterr().out.splitlines()]
-    assert [line[:4] for line in lines[1:3]] == [["mine", "1", "1", "20"], ["mine", "2", "3", "20"]]
+    assert [line[:5] for line in lines[1:5]] == [
+        ["mine", steps, nfe, "20", judge] for steps, nfe in ("11", "23") for judge in ("pixels", "random-features")
+    ]
     (tmp_path / "torn").mkdir()
     (tmp_path / "torn" / "config.json").write_bytes((student.artifact.folder / "config.json").read_bytes())
     assert main(["evaluate", str(tmp_path / "torn"), "--dataset", "digits"]) == 2
@@ -178,7 +189,9 @@ def test_published_statistics_from_the_command_line(folder, tmp_path, capsys):
     assert main(command) == 2
     assert "name it in place of 'auto'" in capsys.readouterr().err
     assert main([*command, "--features", "digits"]) == 0
-    assert capsys.readouterr().out.splitlines()[1].split()[-3:] == ["-", "-", "-"]  # no features to compare with
+    _, line, _ = capsys.readouterr().out.splitlines()  # one judge's statistics, which know no second
+    assert line.split()[4:6] == ["digits", "all"]
+    assert line.split()[-4:] == ["-", "-", "-", "-"]  # no features to compare with
 
 
 @pytest.mark.parametrize(
@@ -186,6 +199,7 @@ def test_published_statistics_from_the_command_line(folder, tmp_path, capsys):
     [
         (["--dataset", "digits", "--features", "inceptoin"], "unknown feature extractor 'inceptoin'; did you mean"),
         (["--dataset", "digit"], "unknown data set 'digit'; did you mean 'digits'?"),
+        (["--dataset", "digits", "--splits", "tset"], "unknown split 'tset'; did you mean 'test'?"),
         (["--dataset", "digits", "--samples", "1"], "1 samples cannot be scored; a distance needs at least 2"),
         (["--dataset", "digits", "--samples", "31"], "31 samples were asked for, and images has 30"),
         (["--dataset", "LARGER"], "images has 8x8x1 images, but the reference larger 16x16x1; choose one of that size"),
@@ -203,7 +217,11 @@ def test_mistakes_on_the_command_line_are_one_line(arguments, said, folder, tmp_
 
 
 def test_the_table_has_mean_spread_and_minimum():
-    rows = [dict.fromkeys(FIELDS) | {"label": "a", "steps": 1, "fid": fid, "recall": 0.5} for fid in (1.0, 2.0, 6.0)]
-    heading, line = evaluate.table(rows)
-    shown = dict(zip(heading, line, strict=True))
-    assert (shown["FID"], shown["± std"], shown["min"], shown["recall"], shown["KID"]) == ("3", "2.6", "1", "0.5", "-")
+    common = dict.fromkeys(FIELDS) | {"label": "a", "steps": 1, "features": "pixels", "recall": 0.5, "floor": 0.25}
+    seats = [("train", (1.0, 2.0, 6.0)), ("test", (4.0,))]
+    rows = [common | {"split": split, "fid": fid} for split, fids in seats for fid in fids]
+    heading, *lines = evaluate.table(rows)
+    train, test = (dict(zip(heading, line, strict=True)) for line in lines)
+    assert [train[name] for name in ("split", "FID", "± std", "min")] == ["train", "3", "2.6", "1"]
+    assert [train[name] for name in ("recall", "KID", "floor", "nn ratio")] == ["0.5", "-", "0.25", "-"]
+    assert [test[name] for name in ("split", "FID", "± std", "min")] == ["test", "4", "-", "4"]

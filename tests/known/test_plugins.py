@@ -8,6 +8,7 @@ import sys
 import pytest
 from tiny import grid_file, notebook
 
+from onestep_bench.data.splits import SPLITS
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.known import plugins
 
@@ -74,7 +75,10 @@ def test_a_plug_in_brings_a_method_a_data_set_a_sampler_and_a_metric_into_a_repo
     run(REPORT, folder)
     with open(folder / "results.csv") as file:
         rows = list(csv.DictReader(file))
-    assert [row["method"] for row in rows] == ["our-flow"] * 2
+    assert {row["method"] for row in rows} == {"our-flow"}
+    seats = [(row["steps"], row["split"], row["features"]) for row in rows]
+    judges = ("random-features", "pixels")  # of images without labels
+    assert sorted(seats) == sorted((steps, split, judge) for steps in "12" for split in SPLITS for judge in judges)
     assert {row["dataset"] for row in rows} == {"our-noise"}
     assert all(float(row["mean_gap"]) > 0 for row in rows)
     # Higher is better of it, so the larger of the two is bold.

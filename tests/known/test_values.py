@@ -29,18 +29,33 @@ samples: int = 64
 kimg: float = 2.0
 lr: float = 1e-3
 conditional: bool = False
-features: str = "auto"
+features: list[str] = ["auto"]
+splits: list[str] = ["train", "test"]
+reals: str = ""
+purpose: str = "result"
+snapshots: list[float] = []
+folds: list[int] = []
 """
-DECLARED = {"dataset": "digits", "teacher": "edm", "size": "0.05M", "steps": [1], "features": "auto"}
+DECLARED = {"dataset": "digits", "teacher": "edm", "size": "0.05M", "steps": [1], "features": ["auto"]}
 
 
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("size", "9M", "'size' must be one of 0.05M, .*, adm, not '9M'; see `onestep-bench list sizes`"),
+        ("size", "9M", "'size' must be one of .*, 0.05M, .*, adm, not '9M'; see `onestep-bench list sizes`"),
         ("teacher_size", "0.5M", "not '0.5M'; did you mean '0.05M'?"),
         ("features", "foo", "'features' must be one of clip, .*, auto, not 'foo'; see `onestep-bench list judges`"),
         ("features", "clasifier", "did you mean 'classifier'?"),
+        ("features", ["digits", "pixel"], "not 'pixel'; did you mean 'pixels'?"),
+        ("features", [], "'features' must be a list of one or more judges, not \\[\\]"),
+        ("features", ["pixels", "pixels"], "a list of different judges, .*; 'pixels' stands there twice"),
+        ("splits", ["train", "tset"], "'splits' must be one of train, test, all, not 'tset'; did you mean 'test'?"),
+        ("splits", [], "one or more splits"),
+        ("reals", "teachers", "'reals' must be one of data, teacher, not 'teachers'; did you mean 'teacher'?"),
+        ("purpose", "choice", "'purpose' must be one of result, search, not 'choice'"),
+        ("snapshots", [1.0, -4.0], "'snapshots' must be positive, not -4.0"),
+        ("snapshots", [1.0, 1.0], "different budgets, .*; 1.0 stands there twice"),
+        ("folds", [4, 0], "'folds' must be a whole number of 1 or more, not 0"),
         ("steps", [], "'steps' must be a list of one or more numbers of steps, not \\[\\]"),
         ("steps", [1, 0], "'steps' must be a whole number of 1 or more, not 0"),
         ("steps", [4, 4], "a list of different numbers of steps, .*; 4 stands there twice"),
@@ -86,6 +101,9 @@ def test_a_value_that_cannot_work_is_refused_in_one_line(name, value, message, t
         ("critic", "teacher+timm:resnet18"),
         ("other_maps", []),
         ("features", "auto"),
+        ("features", ["auto", "random-features"]),
+        ("splits", ["all"]),
+        ("folds", [2, 2, 1]),
         ("size", 64),  # of another type: not our size
         ("widgets", []),  # a name of the user's
         ("steps", 1),
@@ -113,7 +131,7 @@ def test_paths_of_data_and_teachers_start_at_the_notebook_or_the_data_folder(tmp
         check({"dataset": "dogs"}, {"dataset": "dogs"}, {}, tmp_path)
 
 
-@pytest.mark.parametrize("what", [{"conditional": True}, {"features": "classifier"}])
+@pytest.mark.parametrize("what", [{"conditional": True}, {"features": ["classifier"]}])
 def test_data_that_certainly_have_no_labels_are_not_asked_for_them(tmp_path, what):
     def images(name, *files):
         with zipfile.ZipFile(tmp_path / name, "w") as archive:
@@ -132,9 +150,10 @@ def test_data_that_certainly_have_no_labels_are_not_asked_for_them(tmp_path, wha
 
 
 def test_the_digits_judge_is_refused_for_images_of_another_size(tmp_path):
-    with pytest.raises(OnestepError, match="'features' must be auto or another judge: mnist has 28x28, and digits 8x8"):
-        check({}, {"dataset": "mnist", "features": "digits"}, {}, tmp_path)
-    check({}, {"dataset": "digits", "features": "digits"}, {}, tmp_path)
+    for features in ("digits", ["pixels", "digits"]):
+        with pytest.raises(OnestepError, match=r"'features' must be auto .*: mnist has 28x28, and digits 8x8"):
+            check({}, {"dataset": "mnist", "features": features}, {}, tmp_path)
+        check({}, {"dataset": "digits", "features": features}, {}, tmp_path)
 
 
 def test_what_a_plug_in_registered_is_not_refused(tmp_path, monkeypatch):
@@ -147,7 +166,18 @@ def test_what_a_plug_in_registered_is_not_refused(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "given",
-    [{"size": "9M"}, {"features": "foo"}, {"steps": []}, {"teacher": "edn"}, {"dataset": "mnst"}, {"samples": 1}],
+    [
+        {"size": "9M"},
+        {"features": ["foo"]},
+        {"steps": []},
+        {"teacher": "edn"},
+        {"dataset": "mnst"},
+        {"samples": 1},
+        {"splits": ["tset"]},
+        {"reals": "teachers"},
+        {"purpose": "choice"},
+        {"folds": [0]},
+    ],
     ids=str,
 )
 @pytest.mark.parametrize("where", ["parameters: {}", "over: {}", "defaults: {}"])
@@ -202,9 +232,13 @@ def test_one_value_for_a_list_becomes_a_list_and_an_int_serves_as_a_float(cells)
         ("size = '9M'", "'size' must be one of"),
         ("teacher = 'edn'", "did you mean 'edm'?"),
         ("dataset = 'mnist'\nfeatures = 'digits'", "'features' must be auto"),
+        ("splits = 'tset'", "'splits' must be one of train, test, all, not 'tset'"),
+        ("reals = 'teachers'", "did you mean 'teacher'?"),
+        ("purpose = ''", "'purpose' must be one of result, search, not ''"),
         ("samples = 'many'", "'samples' must be int, not str 'many'"),
         ("steps = '1,2'", r"'steps' must be a list of int, not str '1,2'; -y 'steps: \[...\]' passes a list"),
-        ("features = 5", "'features' must be str, not int 5; -r features ... passes text"),
+        ("features = 5", r"'features' must be a list of str, not int 5; -y 'features: \[...\]' passes a list"),
+        ("purpose = 5", "'purpose' must be str, not int 5; -r purpose ... passes text"),
         ("conditional = 'true'", "'conditional' must be bool, not str 'true'"),
     ],
 )
