@@ -103,7 +103,7 @@ def _time_ahead(grid: Grid, statuses: Sequence[Status]) -> str:
     unknown = sum(name not in known for name in missing)
     if not seconds:
         return ""
-    beside = f", and {unknown} cells that nobody foresaw" if unknown else ""
+    beside = f", and {unknown} more that nobody foresaw" if unknown else ""
     return f"{len(missing)} to do: about {duration(seconds)} of one worker{beside}"
 
 

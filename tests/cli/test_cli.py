@@ -88,9 +88,9 @@ def test_plan_shows_cells_states_parameters_needs_and_what_is_reused(path, capsy
 
 def test_plan_tells_the_time_ahead(tmp_path, capsys):
     notebook(tmp_path / "notebooks" / "model.ipynb", "seed = 0", "seed")
-    stages = "{a: {notebook: model.ipynb, takes: 90s, over: {seed: [0, 1]}}, b: {notebook: model.ipynb}}"
+    stages = "{a: {notebook: model.ipynb, takes: 90s, over: {seed: [0, 1]}}, b: {notebook: model.ipynb, over: {seed: [2]}}}"
     assert main(["plan", str(grid_file(tmp_path, f"name: tiny\nstages: {stages}"))]) == 0
-    assert "3 to do: about 3 min 0 s of one worker, and 1 cells that nobody foresaw" in capsys.readouterr().out
+    assert "3 to do: about 3 min 0 s of one worker, and 1 more that nobody foresaw" in capsys.readouterr().out
 
 
 def test_plan_tells_once_what_all_cells_share_and_what_judges_cost(tmp_path, capsys):
