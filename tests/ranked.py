@@ -143,7 +143,7 @@ def artifacts(folder):
     sampling.BATCH = 16
     teacher = study.train("edm", digits(), size="0.05M", kimg=0.064, batch_size=8)
     pairs = study.make_pairs(teacher, 300, sampler="euler", steps=1)
-    bundle = study.evaluate(teacher, digits(), label="EDM", steps=[1], seeds=[0], samples=27)
+    bundle = study.evaluate(teacher, digits(), label="EDM", steps=[1], seeds=[0], samples=27, splits=["test"])
     again = study.train("edm", digits(), size="0.05M", kimg=0.064, batch_size=8)
     found = {
         "keys": [teacher.artifact.key, pairs.artifact.key, again.artifact.key, bundle["rows"][0]["model"]],

@@ -10,7 +10,7 @@ from onestep_bench.scoring.rows import bundles_in
 
 NOTEBOOK = Path(__file__).parents[1] / "notebooks" / "method.ipynb"
 TINY = {
-    "teacher_kimg": 0.064,
+    "teacher_kimg": 0.128,
     "kimg": 0.064,
     "batch_size": 32,
     "pairs": 32,
@@ -49,7 +49,7 @@ def test_a_method_of_pairs_is_shown_data(recorded):
     assert {row["purpose"] for row in bundle["rows"]} == {"search"}
     rows = rows_of(bundle, "kd")
     assert {row["saw"] for row in rows} == {"data"}  # and the noise that the teacher finds for it
-    assert [row["kimg"] for row in rows] == pytest.approx([0.128, 0.128, 0.096, 0.096])
+    assert [row["kimg"] for row in rows] == pytest.approx([0.192, 0.192, 0.16, 0.16])
     assert [row["model"].endswith("#0.032") for row in rows] == [False, False, True, True]
     json.dumps(bundle["recipes"])
 
@@ -58,7 +58,7 @@ def test_a_method_of_pairs_is_shown_data(recorded):
 def test_folds_are_a_chain_of_students(recorded):
     bundle = recorded(method="progressive", folds=[2, 1], kimg=0.128, label="PD")
     row, _ = rows_of(bundle, "PD")
-    assert row["kimg"] == pytest.approx(0.064 + 0.128)
+    assert row["kimg"] == pytest.approx(0.128 + 0.128)
     teacher, _ = rows_of(bundle, "teacher (euler)")
     assert row["passes"] > teacher["passes"] + 3 * 0.128  # its teachers are asked twice a step
     assert row["recipe"] != teacher["recipe"]
