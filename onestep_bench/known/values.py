@@ -258,9 +258,14 @@ def _labels_in(path: Path, changed: int) -> bool:
 
 
 def fit(value: object, default: object) -> object:
-    """`value` as the type of `default`: an int serves as a float, None as a default takes anything. Raises Misfit."""
+    """`value` as the type of `default`. Raises Misfit.
+
+    An int serves as a float, one value for a list as a list of it; None as a default takes anything.
+    """
     if default is None:
         return value
+    if isinstance(default, list) and not isinstance(value, list):
+        value = [value]
     if isinstance(default, float) and type(value) is int:
         return float(value)
     if type(value) is not type(default):
@@ -343,8 +348,6 @@ def _default(statement: ast.Assign | ast.AnnAssign) -> object:
 
 def _fitted(name: str, value: object, default: object) -> object:
     try:
-        if isinstance(default, list) and not isinstance(value, list):
-            return fit([value], default)
         return fit(value, default)
     except Misfit as misfit:
         # As papermill passes what it would take for something else.

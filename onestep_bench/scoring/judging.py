@@ -98,9 +98,9 @@ class Sitting:
 
     def verdict(self) -> "Judged":
         """What was found in all of them."""
-        for images in self._images:
-            self._judge(images)
-        self._images = []
+        if self._images:
+            self._judge(torch.cat(self._images))
+            self._images = []
         self._enter_block()
         if self._seen != self._total:
             raise OnestepError(

@@ -56,6 +56,11 @@ def test_names_of_one_axis_move_together(house):
     assert [cell.needs for cell in students] == [("teacher-seed=1",), ("teacher-seed=2",)]
 
 
+def test_one_value_for_a_list_is_a_list_of_it(house):
+    assert one(house, "{notebook: teacher.ipynb, parameters: {steps: 4}}").parameters["steps"] == [4]
+    assert one(house, "{notebook: teacher.ipynb, over: {steps: [4]}}").parameters["steps"] == [4]
+
+
 def test_cells_are_the_product_of_the_axes_with_readable_ids(house):
     grid = plan(house, "  teacher: {notebook: teacher.ipynb, over: {size: [0.05M, 0.2M], seed: [0, 1]}}")
     assert [cell.id for cell in grid.cells] == [
@@ -109,7 +114,7 @@ def test_an_int_serves_as_a_float(house):
         ("{notebook: teacher.ipynb, parameters: {kimg: 1.5}}", "'kimg' must be int, not float 1.5"),
         ("{notebook: teacher.ipynb, parameters: {lr: 1e-4}}", "not str '1e-4'; YAML wants a point: 1.0e-4"),
         ("{notebook: teacher.ipynb, parameters: {size: no}}", "'size' must be str, not bool False; put the word in"),
-        ("{notebook: teacher.ipynb, parameters: {steps: 4}}", "'steps' must be list, not int 4"),
+        ("{notebook: teacher.ipynb, parameters: {steps: x}}", "'steps' must be a list of int, not str 'x'"),
         ("{notebook: teacher.ipynb, parameters: {steps: [1, x]}}", "'steps' must be a list of int, not list"),
         ("{notebook: teacher.ipynb, parameters: {note: 2020-01-01}}", "YAML reads .* as date; put it in quotes"),
         ("{notebook: teacher.ipynb, over: {seed: []}}", "over: 'seed' must be a list of one or more values"),
