@@ -80,7 +80,7 @@ def evaluate(
             "seeds": list(seeds),
             "samples": samples,
             "bench": bench.spec(),
-            "version": 4,  # of the metrics that every row has; further ones are named, so that each is scored once
+            "version": 5,  # of the metrics that every row has; further ones are named, so that each is scored once
             "path": model.path.spec() if model.path else None,
         }
         if model.snapshot is not None:

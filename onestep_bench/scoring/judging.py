@@ -15,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from onestep_bench.errors import OnestepError
 from onestep_bench.scoring import metrics
 from onestep_bench.scoring.judges import FeatureExtractor
+from onestep_bench.seeds import generator
 from onestep_bench.store.files import replacing
 
 # Metrics of pairs (KID, k-NN) and FD-infinity see the features of at most so many images of a set, evenly spaced:
@@ -162,6 +163,15 @@ def head(batches: Iterable[torch.Tensor], count: int) -> Iterator[torch.Tensor]:
         count -= len(batch)
         if count <= 0:
             return
+
+
+def some(features: torch.Tensor, count: int) -> torch.Tensor:
+    """`count` of the features (n, d), or all: always the same ones, drawn at random.
+
+    Not evenly spaced: MNIST's training set alternates between two groups of writers, and every 20th is of one alone.
+    """
+    order = torch.randperm(len(features), generator=generator("judging", "some"))
+    return features[order[:count].sort().values]
 
 
 def combined(parts: Sequence[Judged]) -> Judged:

@@ -14,7 +14,7 @@ from onestep_bench import store
 from onestep_bench.errors import OnestepError
 from onestep_bench.known import plugins
 from onestep_bench.scoring import metrics
-from onestep_bench.scoring.judging import Judged
+from onestep_bench.scoring.judging import Judged, some
 from onestep_bench.scoring.rows import QUALITIES
 
 NEIGHBOURS = 5
@@ -87,15 +87,13 @@ def warning(n: int, width: int) -> str:
 
 
 def _as_many(samples: Judged, reference: Judged) -> list[torch.Tensor] | None:
-    """Features of samples, and of no more of the reference, evenly spaced; None if one has none.
+    """Features of samples, and of no more of the reference; None if one has none.
 
     Neighbourhoods shrink as a set grows, so the field compares sets of one size. On the device that is quick with them.
     """
     if samples.features is None or reference.features is None:
         return None
-    count, there = min(len(samples.features), len(reference.features)), len(reference.features)
-    spaced = torch.arange(count) * there // count
-    found = [samples.features, reference.features[spaced]]
+    found = [samples.features, some(reference.features, len(samples.features))]
     return [features.cuda() if torch.cuda.is_available() else features for features in found]
 
 

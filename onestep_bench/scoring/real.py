@@ -10,7 +10,7 @@ from onestep_bench.data.registry import Dataset
 from onestep_bench.models import cost
 from onestep_bench.scoring import metrics, references
 from onestep_bench.scoring.judges import FeatureExtractor
-from onestep_bench.scoring.judging import Judged
+from onestep_bench.scoring.judging import Judged, some
 from onestep_bench.store.files import write_json
 from onestep_bench.training.ranks import device_name
 
@@ -37,13 +37,13 @@ def _of_real(extractor: FeatureExtractor, against: Dataset, count: int) -> dict:
     """The floor, and of the test split the neighbour ratio of its own images: kept in the store."""
     other = against.on("train" if against.split == "test" else "test")
     count = min(count, len(other))
-    recipe = {"version": 1, "count": count, "extractor": extractor.digest, "protocol": extractor.protocol}
+    recipe = {"version": 2, "count": count, "extractor": extractor.digest, "protocol": extractor.protocol}
     recipe |= {"data": against.digest, "other": other.digest}
 
     def make(folder: Path) -> dict:
         clock = cost.Stopwatch()
         here, there = (references.reference(extractor, data) for data in (against, other))
-        chosen = there.features[torch.arange(count) * len(there.features) // count]
+        chosen = some(there.features, count)
         found = {"floor": metrics.frechet_from_moments(*metrics.moments(chosen.double()), here.mu, here.cov)}
         found["ratio"] = _ratio_of_held_out(there.features, here.features) if against.split == "test" else None
         write_json(folder / "real.json", found)

@@ -167,7 +167,7 @@ def reference(extractor: FeatureExtractor, against: Dataset | Statistics, *, fre
     """
     if isinstance(against, Statistics):
         return _published(extractor, against)
-    recipe = {"version": 2, "extractor": extractor.digest, "protocol": extractor.protocol, "data": against.digest}
+    recipe = {"version": 3, "extractor": extractor.digest, "protocol": extractor.protocol, "data": against.digest}
     recipe |= {"kept": judging.KEPT, "device": device().type}
 
     def make(folder: Path) -> dict:

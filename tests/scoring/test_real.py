@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onestep_bench import data
-from onestep_bench.scoring import evaluation, metrics, real, references
+from onestep_bench.scoring import evaluation, judging, metrics, real, references
 from onestep_bench.scoring.judging import judged
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -72,3 +72,11 @@ def test_images_of_a_folder_are_scored_against_both_splits_by_both_judges():
     ]
     assert all(row["fid"] < 1e-6 for row in rows if row["split"] == "train")
     assert [row["nn_ratio"] for row in rows] == [None, None, 0, 0]
+
+
+def test_some_of_a_set_that_alternates_are_of_both_kinds():
+    kinds = torch.arange(4000) % 2
+    chosen = judging.some(kinds[:, None].float(), 200)
+    assert 80 < int(chosen.sum()) < 120
+    assert torch.equal(chosen, judging.some(kinds[:, None].float(), 200))
+    assert judging.some(kinds[:, None].float(), 5000).shape == (4000, 1)
