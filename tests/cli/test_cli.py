@@ -87,8 +87,8 @@ def test_plan_shows_cells_states_parameters_needs_and_what_is_reused(path, capsy
 
 
 def test_plan_tells_the_time_ahead(tmp_path, capsys):
-    notebook(tmp_path / "notebooks" / "model.ipynb", "seed = 0", "seed")
-    stages = "{a: {notebook: model.ipynb, takes: 90s, over: {seed: [0, 1]}}, b: {notebook: model.ipynb, over: {seed: [2]}}}"
+    notebook(tmp_path / "notebooks" / "model.ipynb", "seed = 2", "seed")
+    stages = "{a: {notebook: model.ipynb, takes: 90s, over: {seed: [0, 1]}}, b: {notebook: model.ipynb}}"
     assert main(["plan", str(grid_file(tmp_path, f"name: tiny\nstages: {stages}"))]) == 0
     assert "3 to do: about 3 min 0 s of one worker, and 1 more that nobody foresaw" in capsys.readouterr().out
 
