@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "page": ["render"],
         "tables": ["read_rows", "read_strips", "summarise", "table"],
         "figures": ["fid_vs_cost", "fid_vs_latency", "fid_vs_params", "fid_vs_steps"],
-        "comparisons": ["copying", "held_out", "judges", "two_by_two"],
+        "comparisons": ["copying", "held_out", "judge_order", "judges", "two_by_two"],
         "statistics": ["components", "differences", "generalisation_gap", "rank_disagreement"],
         "recipes": ["results", "search_table"],
         "samples": ["sample_sheet"],
