@@ -240,7 +240,7 @@ def test_a_plain_script_trains_scores_and_prints_a_table(bare, tmp_path):
     done = bare(tmp_path, "-c", SCRIPT)
     assert done.returncode == 0, done.stderr
     heading, _, line, file = done.stdout.splitlines()
-    assert heading.split()[:3] == ["nfe", "fid", "std"]
+    assert heading.split()[:4] == ["digits,", "test", "digits,", "train"]
     assert line.split()[:2] == ["EDM", "0.05M"]
     assert not file.startswith(str(ROOT))
 

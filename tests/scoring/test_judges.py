@@ -440,9 +440,9 @@ def test_a_folder_of_labelled_images_is_judged_without_naming_a_judge(quick, tmp
         Image.fromarray(image).save(tmp_path / f"{index}.png")
         labels.append([f"{index}.png", index % 2])
     (tmp_path / "dataset.json").write_text(json.dumps({"labels": labels}))
-    (row,) = evaluation.evaluate_images(images_at(tmp_path), load(str(tmp_path)))["rows"]
-    assert row["features"] == "classifier"
-    assert "classifier" in row["protocol"]
+    rows = evaluation.evaluate_images(images_at(tmp_path), load(str(tmp_path)), splits=["train"])["rows"]
+    assert [row["features"] for row in rows] == ["classifier", "pixels"]
+    assert "classifier" in rows[0]["protocol"]
 
 
 def test_unknown_judges_hint_at_known_ones(refuses):

@@ -87,7 +87,7 @@ def test_images_without_labels_are_scored_by_it(store_folder, tmp_path):
     for name, part in (("made", images[:20]), ("real", images[20:])):
         np.savez(tmp_path / name, part)
     real = Dataset("real", torch.cat(list(images_at(tmp_path / "real.npz").batches())), None, "0123456789abcdef")
-    (row,) = evaluation.evaluate_images(images_at(tmp_path / "made.npz"), real, features="random-features")["rows"]
+    row, other = evaluation.evaluate_images(images_at(tmp_path / "made.npz"), real, features="random-features")["rows"]
     assert row["fid"] > 0
-    assert row["features"] == "random-features"
+    assert (row["features"], other["features"]) == ("random-features", "pixels")
     assert "random-features" in references.names()
