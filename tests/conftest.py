@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -12,6 +13,10 @@ os.environ["TQDM_DISABLE"] = "1"
 import numpy as np
 import pytest
 from hypothesis import settings
+
+# What a shell runs in its background ignores interrupts, and tests of them would see none.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 REFERENCE = Path(__file__).parent / "reference"
 
