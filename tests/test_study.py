@@ -416,7 +416,7 @@ def test_scores_are_found_again_and_not_repeated(evaluated, teacher, digits, mon
 def test_a_plain_script_prints_what_it_records(evaluated, capsys):
     study.record(evaluated)
     heading, names, *lines = (line.split() for line in capsys.readouterr().out.splitlines())
-    assert " ".join(heading) == "digits, train pixels, train ± nn_ratio precision recall class_gap"
+    assert " ".join(heading) == "digits, all pixels, all ± nn_ratio precision recall class_gap"
     assert names == ["label", "size", "kimg", "passes", "sampler", "steps", "nfe"]
     assert [line[-8] for line in lines] == ["1.0", "3.0"]  # NFE, a line for each number of steps
 

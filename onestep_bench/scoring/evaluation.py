@@ -7,7 +7,7 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 
 import torch
@@ -111,7 +111,8 @@ def evaluate(
         common = _model_fields(model, label) | scored["measured"] | {"purpose": purpose}
         common |= {"sampler": sampler, "steps": count, "nfe": scored["nfe"], "samples": samples}
         common["device"] = artifact.meta["cost"]["device"]
-        common["busy"] = max(filter(None, (common["busy"], scored["measured"]["busy"])), default=0.0)
+        loads = (common["busy"], scored["measured"]["busy"])
+        common["busy"] = max((load for load in loads if load is not None), default=None)
         for place, seat in enumerate(bench.seats):
             judged_by = seat.fields(samples) | common
             rows += [{**judged_by, "seed": seed["seed"], **seed["scores"][place]} for seed in scored["seeds"]]
@@ -169,11 +170,15 @@ def _against(data: Dataset | Statistics, splits: Sequence[str]) -> list[Dataset 
 
 @dataclass(frozen=True)
 class _Seat:
-    """A judge before a reference."""
+    """A judge before a reference, of which it makes something only when samples are to be scored."""
 
     extractor: FeatureExtractor
     against: Dataset | Statistics
-    reference: Judged
+    fresh: bool
+
+    @cached_property
+    def reference(self) -> Judged:
+        return references.reference(self.extractor, self.against, fresh=self.fresh)
 
     @property
     def key(self) -> str:
@@ -184,7 +189,7 @@ class _Seat:
         """Of a score row."""
         return {
             "dataset": self.against.name,
-            "split": getattr(self.against, "split", WHOLE),
+            "split": self.against.split if getattr(self.against, "splits", ()) else WHOLE,
             "features": self.extractor.name,
             "protocol": references.protocol(self.extractor, samples, self.against),
         }
@@ -202,8 +207,7 @@ class _Bench:
         seats = []
         for one in against:
             for name in references.panel(names, one):
-                extractor = references.judge(name, one, fresh=fresh)
-                seats.append(_Seat(extractor, one, references.reference(extractor, one, fresh=fresh)))
+                seats.append(_Seat(references.judge(name, one, fresh=fresh), one, fresh))
         return cls(seats)
 
     def spec(self) -> list:

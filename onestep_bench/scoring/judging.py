@@ -174,6 +174,11 @@ def some(features: torch.Tensor, count: int) -> torch.Tensor:
     return features[order[:count].sort().values]
 
 
+def on_quick_device(features: torch.Tensor) -> torch.Tensor:
+    """The features where all pairs of them are quickly compared."""
+    return features.cuda() if torch.cuda.is_available() else features
+
+
 def combined(parts: Sequence[Judged]) -> Judged:
     """Parts judged apart, as by several processes that share the sample indices, as one set in the order given."""
     if len(parts) == 1:

@@ -14,7 +14,7 @@ from onestep_bench import store
 from onestep_bench.errors import OnestepError
 from onestep_bench.known import plugins
 from onestep_bench.scoring import metrics
-from onestep_bench.scoring.judging import Judged, some
+from onestep_bench.scoring.judging import Judged, on_quick_device, some
 from onestep_bench.scoring.rows import QUALITIES
 
 NEIGHBOURS = 5
@@ -94,7 +94,7 @@ def _as_many(samples: Judged, reference: Judged) -> list[torch.Tensor] | None:
     if samples.features is None or reference.features is None:
         return None
     found = [samples.features, some(reference.features, len(samples.features))]
-    return [features.cuda() if torch.cuda.is_available() else features for features in found]
+    return [on_quick_device(features) for features in found]
 
 
 @metric("fd_infinity", better="lower")

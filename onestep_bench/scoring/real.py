@@ -10,7 +10,7 @@ from onestep_bench.data.registry import Dataset
 from onestep_bench.models import cost
 from onestep_bench.scoring import metrics, references
 from onestep_bench.scoring.judges import FeatureExtractor
-from onestep_bench.scoring.judging import Judged, some
+from onestep_bench.scoring.judging import Judged, on_quick_device, some
 from onestep_bench.store.files import write_json
 from onestep_bench.training.ranks import device_name
 
@@ -28,8 +28,9 @@ def held_out(extractor: FeatureExtractor, against: Dataset, samples: Judged, cou
     known = _of_real(extractor, against, count)
     if against.split != "test" or samples.features is None or not known["ratio"]:
         return {"floor": known["floor"], "nn_ratio": None}
-    train, test = (references.reference(extractor, against.on(split)) for split in ("train", "test"))
-    ratio = metrics.neighbour_ratio(*(metrics.nearest(samples.features, real.features) for real in (train, test)))
+    found = (samples, references.reference(extractor, against.on("train")), references.reference(extractor, against))
+    made, train, test = (on_quick_device(judged.features) for judged in found)
+    ratio = metrics.neighbour_ratio(metrics.nearest(made, train), metrics.nearest(made, test))
     return {"floor": known["floor"], "nn_ratio": ratio / known["ratio"]}
 
 
@@ -55,4 +56,5 @@ def _of_real(extractor: FeatureExtractor, against: Dataset, count: int) -> dict:
 
 
 def _ratio_of_held_out(train: torch.Tensor, test: torch.Tensor) -> float:
+    train, test = on_quick_device(train), on_quick_device(test)
     return metrics.neighbour_ratio(metrics.nearest(test, train), metrics.nearest(test, test, skip_self=True))

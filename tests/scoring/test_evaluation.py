@@ -320,7 +320,7 @@ def test_a_judge_alone_has_another_beside_it(student, digits, features, splits, 
 def test_images_made_by_hand_are_one_reference(student, digits):
     whole = replace(digits, other=None)
     rows = study.evaluate(student, whole, **ONE)["rows"]
-    assert [(row["split"], row["features"]) for row in rows] == [("train", "digits"), ("train", "pixels")]
+    assert [(row["split"], row["features"]) for row in rows] == [("all", "digits"), ("all", "pixels")]
     assert all(row["floor"] is row["nn_ratio"] is None for row in rows)
 
 

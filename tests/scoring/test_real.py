@@ -50,7 +50,7 @@ def test_a_memoriser_is_caught_by_the_gap_and_by_its_neighbours(features):
     near, far = (scored(train, split, features) for split in ("train", "test"))
     assert near["fid"] < 0.1 * far["fid"]  # the gap: at home in one split, and to the other as far as real images are
     assert far["fid"] == pytest.approx(far["floor"], rel=1e-5)
-    assert far["nn_ratio"] == 0
+    assert far["nn_ratio"] == pytest.approx(0, abs=1e-6)  # rounding of the product differs between processors
     assert near["nn_ratio"] is None
 
 
@@ -71,7 +71,8 @@ def test_images_of_a_folder_are_scored_against_both_splits_by_both_judges():
         *(("test", judge) for judge in ("digits", "pixels")),
     ]
     assert all(row["fid"] < 1e-6 for row in rows if row["split"] == "train")
-    assert [row["nn_ratio"] for row in rows] == [None, None, 0, 0]
+    assert [row["nn_ratio"] for row in rows[:2]] == [None, None]
+    assert [row["nn_ratio"] for row in rows[2:]] == pytest.approx([0, 0], abs=1e-6)
 
 
 def test_some_of_a_set_that_alternates_are_of_both_kinds():
