@@ -377,7 +377,7 @@ def test_a_bundle_says_everything_once(evaluated, teacher, digits):
     row = rows[0]
     assert (row["label"], row["method"], row["size"], row["dataset"]) == ("EDM", "edm", "0.05M", "digits")
     assert (row["samples"], row["kimg"], row["model"]) == (64, 0.064, teacher.artifact.key)
-    assert (row["split"], row["saw"], row["purpose"]) == ("train", "data", "result")
+    assert (row["split"], row["saw"], row["purpose"]) == ("all", "data", "result")
     assert (row["recipe"], row["teacher_seed"], row["train_seed"]) == (teacher.recipe_hash, 0, 0)
     assert (row["passes"], row["train_macs"]) == (pytest.approx(3 * 0.064), teacher.spent["macs"])
     assert evaluated["recipes"] == {teacher.recipe_hash: teacher.settings}
