@@ -11,7 +11,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from urllib.parse import quote
@@ -296,7 +296,7 @@ def _cells(stages: dict[str, _Stage], defaults: dict, changes: Changes) -> Itera
                 raise OnestepError(f"{stage.where}cells {twin} and {cell.id} are the same run of {file}; remove one")
             twins[cell.digest] = twins[cell.id] = cell.id
             stage.cells.append(cell)
-            yield cell
+            yield cell if changes == Changes() else replace(cell, takes=None)  # which is that of the grid as it stands
 
 
 def _changed(stage: _Stage, common: dict, changes: Changes) -> Iterator[tuple[dict, dict]]:
