@@ -101,6 +101,8 @@ def _of_cell(values: dict, folder: Path) -> list[Needed]:
     asked = [*_data_set(values.get("dataset"), folder), *_model(values.get("teacher"), folder)]
     asked += _reference(values.get("reference"), folder)
     asked += [Needed("weights of the judge", name, (_weights_folder() / JUDGES[name],), True) for name in judges]
+    if "dinov2" in judges:
+        asked.append(Needed("code of the judge", "dinov2", (_hub_folder() / "facebookresearch_dinov2_*",), True))
     words = set(_words(values))
     perceptual = values.get("lpips") is True or any("lpips" in word for word in words)
     if perceptual:
