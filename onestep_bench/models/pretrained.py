@@ -70,10 +70,9 @@ def find(source: Path | str) -> Path:
         return path
     if is_key(source):
         key, _, seen = str(source).partition("@")
-        if "#" in key:
-            raise OnestepError(
-                f"{source} is a snapshot; name {key.partition('#')[0]}, the model, and ask its `snapshots`"
-            )
+        for mark, what, ask in (("#", "a snapshot", "snapshots"), ("~", "another average", "averages")):
+            if mark in key:
+                raise OnestepError(f"{source} is {what}; name {key.partition(mark)[0]}, the model, and ask its `{ask}`")
         found = _stored(key)
         if seen:
             line = f"{source} is {found.name} seen on another path; this is the model itself, on its own"

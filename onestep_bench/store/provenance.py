@@ -36,7 +36,7 @@ _COUNTED = (
         "models.sampling",
         "models.pairing",
     ),
-    *("training.loop", "training.source", "training.state", "training.config"),
+    *("training.loop", "training.source", "training.state", "training.config", "training.precision"),
     *("scoring.metrics", "scoring.qualities", "scoring.judging", "scoring.judges", "scoring.real"),
 )
 # In these files, and yet: `fit` keeps, logs and ends what `_step` computes; the watch ends it, and the log only tells.

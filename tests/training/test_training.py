@@ -467,7 +467,7 @@ def test_a_large_first_loss_is_no_explosion():
         ({"dropout": "0.1"}, "dropout"),
         ({"augment": 12}, "augment"),
         ({"optimizer": "radm"}, "did you mean 'radam'"),
-        ({"precision": "fp16"}, "precision .fp16."),
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
         ({"precision": {"student": "half"}}, "'half'"),
         ({"batch_size": 0}, "positive"),
         ({"batch_size": 6, "accumulate": 4}, "must divide"),
