@@ -1,6 +1,7 @@
-"""Losses that several methods share: distances between images, and the velocity loss of a flow."""
+"""What losses of several methods share: distances between images, the velocity loss of a flow, dropout that recurs."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -19,6 +20,25 @@ def velocity_loss(denoiser, data: Tensor, noise: Tensor, t: Tensor, labels: Tens
     """
     velocity = denoiser(FLOW.mix(data, noise, t), t, labels, want="velocity")
     return (velocity - (noise - data)).square().mean()
+
+
+def same_dropout(network: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """`network`, of which every call drops what its first one does: as many draws from the same state of `device`.
+
+    What compares a network's answers at two points wants their difference, which two masks would drown (Geng et al.
+    2024). A CUDA generator's state is kept on the host, so nothing waits. Of compiled networks the seeds of the masks
+    come from this generator too, in the order of the graph: of graphs that draw alike, with gradients or without.
+    """
+    if device.type == "cuda":
+        rewind = partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
+    else:
+        rewind = partial(torch.set_rng_state, torch.get_rng_state())
+
+    def ask(*args, **kwargs) -> Tensor:
+        rewind()
+        return network(*args, **kwargs)
+
+    return ask
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:

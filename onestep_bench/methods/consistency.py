@@ -110,14 +110,14 @@ def tuning_loss(
 ) -> Tensor:
     """ECT's loss, mean over the batch: pseudo-Huber |f(x_t, t) - f(x_r, r)| / (t - r), at r = 0 against the image.
 
-    student on VE; data, eps (n, c, h, w), the same noise at both levels; t, r (n,), t > r >= 0; c of the pseudo-Huber
-    norm sqrt(|d|^2 + c^2) - c, 0 for the plain norm.
+    student on VE; data, eps (n, c, h, w), the same noise at both levels, as is what the student drops; t, r (n,),
+    t > r >= 0; c of the pseudo-Huber norm sqrt(|d|^2 + c^2) - c, 0 for the plain norm.
     """
-    out = student(VE.mix(data, eps, t), t, labels, want="x0")
+    ask = losses.same_dropout(student, data.device)
+    out = ask(VE.mix(data, eps, t), t, labels, want="x0")
     with torch.no_grad():
         # At r = 0 the function is the identity; asked there, a network would see ln 0.
-        asked = r.clamp(min=student.native.ratios[0])
-        wanted = student(VE.mix(data, eps, r), asked, labels, want="x0")
+        wanted = ask(VE.mix(data, eps, r), torch.where(r > 0, r, t), labels, want="x0")
         wanted = torch.where((r > 0).reshape(-1, 1, 1, 1), wanted, data)
     squared = (out - wanted).square().sum((1, 2, 3))
     # The square root has no slope at 0, where a student that agrees with itself may well arrive.
@@ -175,4 +175,4 @@ register(
         follows_teacher=True,
     )
 )
-register(Method("easy-consistency-tuning", 1, TuningConfig, easy_consistency_tuning, _as_tuned, training={"lr": 1e-4}))
+register(Method("easy-consistency-tuning", 2, TuningConfig, easy_consistency_tuning, _as_tuned, training={"lr": 1e-4}))

@@ -1,13 +1,15 @@
 """Consistency distillation and tuning: the exact consistency function is their fixed point."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onestep_bench.denoiser import EDM, IdealDenoiser
+from onestep_bench.denoiser import EDM, Denoiser, IdealDenoiser
 from onestep_bench.errors import OnestepError
 from onestep_bench.methods.consistency import (
     DistillationConfig,
@@ -36,6 +38,68 @@ class ToOnePoint(torch.nn.Module):
 class Biased(ToOnePoint):
     def forward(self, x, t, labels=None, *, want="x0"):
         return super().forward(x, t, want="x0") + 0.01 * torch.as_tensor(t).reshape(-1, 1, 1, 1)
+
+
+class Toy(torch.nn.Module):
+    """tanh(w y + b + p k) of the reference."""
+
+    def __init__(self, w, b, p):
+        super().__init__()
+        self.w, self.b, self.p = (torch.nn.Parameter(each.clone()) for each in (w, b, p))
+
+    def forward(self, y, k, labels=None):
+        hidden = torch.einsum("ij,njhw->nihw", self.w, y) + self.b.reshape(-1, 1, 1)
+        return torch.tanh(hidden + self.p.reshape(-1, 1, 1) * k.reshape(-1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Arrays that the authors' code made (locuslab/ect, openai/consistency_models), float64."""
+    with np.load(Path(__file__).parents[1] / "reference" / "consistency.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files if file[key].dtype.kind != "U"}
+
+
+def toy(reference, role, boundary=0.0):
+    return Denoiser(Toy(*(reference[f"{role}/{name}"] for name in "wbp")), EDM(boundary=boundary))
+
+
+def assert_gradients(network, loss, reference, group):
+    torch.testing.assert_close(loss, reference[f"{group}/loss"], rtol=1e-6, atol=1e-9)
+    loss.backward()
+    for name in "wbp":
+        wanted = reference[f"{group}/grad_{name}"]
+        torch.testing.assert_close(getattr(network.net, name).grad, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("stage", "c"), [(0, 0.0), (3, 0.0), (7, 0.03)])
+def test_tuning_is_the_released_loss(reference, stage, c):
+    student, group = toy(reference, "student"), f"ect/loss/stage{stage}_c{c:g}"
+    t = (2 * reference["ect/normal"] - 1.1).exp()
+    torch.testing.assert_close(t, reference["ect/t"])
+    r = nearer_level(t, 2.0 ** -(stage + 1))
+    torch.testing.assert_close(r, reference[f"{group}/r"], rtol=1e-12, atol=0)
+    assert_gradients(student, tuning_loss(student, reference["x"], reference["noise"], t, r, c), reference, group)
+
+
+@pytest.mark.parametrize("stage", [0, 3, 7])
+@pytest.mark.parametrize("q", [2, 256])
+def test_the_nearer_level_is_the_released_one(reference, stage, q):
+    wanted = reference[f"ect/r/q{q}_k8_b1_sigmoid_stage{stage}"]
+    torch.testing.assert_close(nearer_level(reference["ect/grid"], q ** -(stage + 1.0)), wanted, rtol=1e-12, atol=0)
+
+
+class Dropping(torch.nn.Module):
+    """Answers dropout of ones, plus 0.01 times the level."""
+
+    def forward(self, x, t, labels=None, *, want="x0"):
+        return torch.nn.functional.dropout(torch.ones_like(x)) + 0.01 * t.reshape(-1, 1, 1, 1)
+
+
+def test_both_levels_of_tuning_drop_the_same():
+    t, r = rows([5.0, 1.0]), rows([5.0 - 1e-4, 1.0 - 1e-3])
+    # The masks cancel, and |f(t) - f(r)| / (t - r) of a slope 0.01 in 16 pixels is left; other masks would make it 1e4.
+    losses = [tuning_loss(Dropping(), noise(2), noise(2), t, r, 0.0).item() for _ in range(2)]
+    assert losses == pytest.approx([0.01 * 4] * 2, rel=1e-5)
 
 
 def rows(values):
