@@ -13,12 +13,14 @@ from onestep_bench.paths import FLOW
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
-def velocity_loss(denoiser, data: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+def velocity_loss(
+    denoiser, data: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+) -> Tensor:
     """E || v(x_t, t) - (eps - x0) ||^2, mean over batch and dimensions (Liu et al. 2022, Eq. 1): a scalar.
 
-    denoiser is on the FLOW path; data and noise (n, c, h, w); t (n,).
+    denoiser is on the FLOW path; data and noise (n, c, h, w); t (n,); augment: see `Denoiser.forward`.
     """
-    velocity = denoiser(FLOW.mix(data, noise, t), t, labels, want="velocity")
+    velocity = denoiser(FLOW.mix(data, noise, t), t, labels, want="velocity", augment=augment)
     return (velocity - (noise - data)).square().mean()
 
 

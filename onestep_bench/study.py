@@ -28,7 +28,7 @@ from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: 
 from onestep_bench.scoring.rows import MIME, bundle
 from onestep_bench.seeds import seed_for
 from onestep_bench.store.files import file_digest, write_json
-from onestep_bench.training import ranks, together
+from onestep_bench.training import augment, ranks, together
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
 from onestep_bench.training.ranks import device
@@ -69,6 +69,7 @@ def train(
     _check_inputs(chosen, data, size, teacher, init, conditional)
     config, training = _configs(chosen, options | {"kimg": kimg})
     _check_independence(chosen, config)
+    _check_augment(chosen, training, init)
     size = size or init.size
     class_counts = init.class_counts if init else _class_counts(data, conditional)
     recipe = {
@@ -88,7 +89,7 @@ def train(
     parents = {item.artifact.key: item.artifact for item in given if item}.values()
 
     def make(folder: Path) -> dict:
-        student = _student(chosen, config, data, size, class_counts, seed, init, teacher)
+        student = _student(chosen, config, training, data, size, class_counts, seed, init, teacher)
         nets = methods.Nets(student, teacher.denoiser if teacher else None)
         torch.manual_seed(seed_for(seed, "auxiliary"))
         nets.auxiliary = {name: net.to(device()) for name, net in chosen.auxiliary(nets, config).items()}
@@ -213,6 +214,20 @@ def _check_independence(method, config) -> None:
             )
 
 
+def _check_augment(method, training: TrainConfig, init: Model | None) -> None:
+    if not training.augment:
+        return
+    if not (method.augments and method.data == "images"):
+        raise OnestepError(
+            f"{method.name} does not tell its network of augmentation, and so would learn to make augmented images; "
+            "leave augment at 0"
+        )
+    if init and init.denoiser.augment_dim != augment.LABELS:
+        raise OnestepError(
+            f"{init.artifact.key} was not built to be told of augmentation; leave augment at 0, or init out"
+        )
+
+
 def _configs(method, options: dict) -> tuple[object, TrainConfig]:
     own = {field.name for field in fields(method.config)}
     common = {field.name for field in fields(TrainConfig)}
@@ -238,14 +253,16 @@ def _class_counts(data: Dataset | Pairs, conditional: bool) -> list[int]:
     return data.class_counts
 
 
-def _student(method, config, data, size, class_counts, seed, init, teacher) -> Denoiser:
+def _student(method, config, training, data, size, class_counts, seed, init, teacher) -> Denoiser:
     if init:
         start = checkpoints.load(init.artifact.folder, str(device()))
         net, native = start.net.requires_grad_(True), start.native
     else:
         shape = data.shape
         torch.manual_seed(seed_for(seed, "init"))
-        net, native = networks.sized(size, shape[-1], shape[0], label_dim=len(class_counts)).to(device()), None
+        told = augment.LABELS if training.augment else 0
+        net = networks.sized(size, shape[-1], shape[0], len(class_counts), augment_dim=told).to(device())
+        native = None
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 
 
