@@ -28,7 +28,7 @@ from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: 
 from onestep_bench.scoring.rows import MIME, bundle
 from onestep_bench.seeds import seed_for
 from onestep_bench.store.files import file_digest, write_json
-from onestep_bench.training import ranks, together
+from onestep_bench.training import augment, ranks, together
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
 from onestep_bench.training.ranks import device
@@ -69,6 +69,7 @@ def train(
     _check_inputs(chosen, data, size, teacher, init, conditional)
     config, training = _configs(chosen, options | {"kimg": kimg})
     _check_independence(chosen, config)
+    _check_augment(chosen, training, init)
     size = size or init.size
     class_counts = init.class_counts if init else _class_counts(data, conditional)
     recipe = {
@@ -216,6 +217,20 @@ def _check_independence(method, config) -> None:
             )
 
 
+def _check_augment(method, training: TrainConfig, init: Model | None) -> None:
+    if not training.augment:
+        return
+    if not (method.augments and method.data == "images"):
+        raise OnestepError(
+            f"{method.name} does not tell its network of augmentation, and so would learn to make augmented images; "
+            "leave augment at 0"
+        )
+    if init and init.denoiser.augment_dim != augment.LABELS:
+        raise OnestepError(
+            f"{init.artifact.key} was not built to be told of augmentation; leave augment at 0, or init out"
+        )
+
+
 def _configs(method, options: dict) -> tuple[object, TrainConfig]:
     own = {field.name for field in fields(method.config)}
     common = {field.name for field in fields(TrainConfig)}
@@ -248,7 +263,9 @@ def _student(method, config, training, data, size, class_counts, seed, init, tea
     else:
         shape = data.shape
         torch.manual_seed(seed_for(seed, "init"))
-        net = networks.sized(size, shape[-1], shape[0], len(class_counts), training.dropout).to(device())
+        told = augment.LABELS if training.augment else 0
+        classes, dropout = len(class_counts), training.dropout
+        net = networks.sized(size, shape[-1], shape[0], classes, dropout, augment_dim=told).to(device())
         native = None
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 

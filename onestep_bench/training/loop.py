@@ -186,7 +186,7 @@ def _step(objective: Objective, run: Run, source: Source, seed: int, step: int, 
     torch.manual_seed(seed_for(seed, "dropout", step) + ranks.index())
     draws = _micro_draws(config, seed, step, device)
     # The objectives of all micro-batches advance together: each network is stepped once, after all of them.
-    losses = [objective(source.batch(draw, config.hflip), draw) for draw in draws]
+    losses = [objective(source.batch(draw, config.hflip, config.augment), draw) for draw in draws]
     logged: set[str] = set()
     while True:
         names, total = None, 0.0
