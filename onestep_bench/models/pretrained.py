@@ -27,9 +27,9 @@ def load_pretrained(source: Path | str, *, format: str | None = None, resolution
 
     source: a folder of ours, a file, a store key or a unique start of it ('model-1a2b'), a name of `zoo.NAMES`, or an
     https address; the last two are downloaded once, into `models` in the data folder. Files are pickles of NVlabs/edm
-    and GDD, and SlimFlow's .pth; which of them it is can be read from the file, and must be `format` ('edm', 'gdd',
-    'slimflow') if that is given. Nothing in a file is run. resolution: side of the images of a SlimFlow DDPM++, which
-    its files do not say; without it the network takes images of any side. Networks that take augmentation labels
+    and GDD (D2O), and SlimFlow's .pth; which of them it is can be read from the file, and must be `format` ('edm',
+    'gdd', 'slimflow') if that is given. Nothing in a file is run. resolution: side of the images of a SlimFlow DDPM++,
+    which its files do not say; without it the network takes images of any side. Networks that take augmentation labels
     (EDM's) are loaded with the weights for them, and used without. Raises OnestepError, in one line, for whatever
     cannot be read whole.
     """
@@ -113,7 +113,7 @@ def _format_of(content: object, path: Path) -> str:
     if slimflow.is_slimflow(content):
         return "slimflow"
     if edm.is_edm(content):
-        return "gdd" if content["ema"].name == "GDDPrecond" else "edm"
+        return "gdd" if content["ema"].name in edm.GDD else "edm"
     raise OnestepError(f"{path} holds no model of a known format; known: {', '.join(FORMATS)}")
 
 
