@@ -5,9 +5,10 @@ answers for x0, eps or velocity, on the network's own path or, through `on`, on 
 teacher serve every method.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -33,7 +34,7 @@ class Native(Protocol):
         """What the network is given for x (n, c, h, w) at levels t (n,): scaled images, noise labels (n,)."""
         ...
 
-    def __call__(self, net: nn.Module, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
+    def __call__(self, net: Callable[..., Tensor], x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
         """(what is predicted, prediction) at x (n, c, h, w) and levels t (n,); what: x0, eps, velocity or v."""
         ...
 
@@ -136,6 +137,11 @@ class Denoiser(nn.Module):
         """Classes the network is conditioned on; 0 if it takes no labels."""
         return getattr(self.net, "label_dim", 0)
 
+    @property
+    def augment_dim(self) -> int:
+        """Labels by which the network is told how its images were augmented; 0 if it takes none."""
+        return getattr(self.net, "augment_dim", 0)
+
     def on(self, path: Path) -> "Denoiser":
         """The same network (shared, not copied) seen on another path."""
         return Denoiser(self.net, self.native, path)
@@ -145,10 +151,19 @@ class Denoiser(nn.Module):
         spec = {"network": self.net.config, "native": self.native.spec()}
         return spec if self.path == self.native.path else spec | {"path": self.path.spec()}
 
-    def forward(self, x: Tensor, t: Tensor | float, labels: Tensor | None = None, *, want: str = "x0") -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        t: Tensor | float,
+        labels: Tensor | None = None,
+        *,
+        want: str = "x0",
+        augment: Tensor | None = None,
+    ) -> Tensor:
         """Predict x0, eps or velocity on `path`.
 
         x: (n, c, h, w) at level t of `path`; t: scalar or (n,); labels: (n,) integers or one-hot (n, num_classes).
+        augment: (n, augment_dim), what was done to the images in training; None, which is 0, asks for them as they are.
         Returns (n, c, h, w) in the dtype of x; the network itself runs in the dtype of its parameters.
         Raises OnestepError for an unknown `want` or labels the network does not take.
         """
@@ -157,14 +172,14 @@ class Denoiser(nn.Module):
         # Levels keep at least the precision of x: the samplers step in float64.
         t = torch.as_tensor(t, device=x.device, dtype=x.dtype).expand(len(x))
         if self.path == self.native.path:
-            return self._answer(*self._ask(x, t, labels), x, t, want)
+            return self._answer(*self._ask(x, t, labels, augment), x, t, want)
         low, high = self.native.ratios
         low = torch.tensor(low, dtype=x.dtype, device=x.device)
         t = torch.maximum(t, self.path.t_at(low))
         level = self.native.path.t_at(self.path.ratio(t).clamp(low, high))
         # The noise keeps its size where the ratio is out of range: at the noise end x is all noise.
         scale = spread(self.native.path.sigma(level) / self.path.sigma(t), x)
-        what, prediction = self._ask(x * scale, level, labels)
+        what, prediction = self._ask(x * scale, level, labels, augment)
         if what != "x0":
             prediction = self._native_x0(what, prediction, x * scale, level)
         return self._answer("x0", prediction, x, t, want)
@@ -181,10 +196,19 @@ class Denoiser(nn.Module):
         images, noise_labels = self.native.inputs(x * spread(path.alpha(t), x), t)
         return self.net.encode(images, noise_labels, self._one_hot(labels, x.dtype))
 
-    def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None) -> tuple[str, Tensor]:
+    def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None, augment: Tensor | None) -> tuple[str, Tensor]:
         dtype = next(iter(self.net.parameters()), x).dtype
-        what, prediction = self.native(self.net, x.to(dtype), t.to(dtype), self._one_hot(labels, dtype))
+        net = self.net if augment is None else partial(self.net, augment_labels=self._told(augment, dtype))
+        what, prediction = self.native(net, x.to(dtype), t.to(dtype), self._one_hot(labels, dtype))
         return what, prediction.to(x.dtype)
+
+    def _told(self, augment: Tensor, dtype: torch.dtype) -> Tensor:
+        if self.augment_dim != augment.shape[1]:
+            raise OnestepError(
+                f"this network takes {self.augment_dim} augmentation labels, not {augment.shape[1]}; train one without "
+                "augment, or one whose weights start at random"
+            )
+        return augment.to(dtype)
 
     def _one_hot(self, labels: Tensor | None, dtype: torch.dtype) -> Tensor | None:
         if labels is None:

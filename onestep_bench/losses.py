@@ -1,6 +1,7 @@
-"""Losses that several methods share: distances between images, and the velocity loss of a flow."""
+"""What losses of several methods share: distances between images, the velocity loss of a flow, dropout that recurs."""
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,13 +13,34 @@ from onestep_bench.paths import FLOW
 Distance = Callable[[Tensor, Tensor], Tensor]
 
 
-def velocity_loss(denoiser, data: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None = None) -> Tensor:
+def velocity_loss(
+    denoiser, data: Tensor, noise: Tensor, t: Tensor, labels: Tensor | None = None, augment: Tensor | None = None
+) -> Tensor:
     """E || v(x_t, t) - (eps - x0) ||^2, mean over batch and dimensions (Liu et al. 2022, Eq. 1): a scalar.
 
-    denoiser is on the FLOW path; data and noise (n, c, h, w); t (n,).
+    denoiser is on the FLOW path; data and noise (n, c, h, w); t (n,); augment: see `Denoiser.forward`.
     """
-    velocity = denoiser(FLOW.mix(data, noise, t), t, labels, want="velocity")
+    velocity = denoiser(FLOW.mix(data, noise, t), t, labels, want="velocity", augment=augment)
     return (velocity - (noise - data)).square().mean()
+
+
+def same_dropout(network: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
+    """`network`, of which every call drops what its first one does: as many draws from the same state of `device`.
+
+    What compares a network's answers at two points wants their difference, which two masks would drown (Geng et al.
+    2024). A CUDA generator's state is kept on the host, so nothing waits. Of compiled networks the seeds of the masks
+    come from this generator too, in the order of the graph: of graphs that draw alike, with gradients or without.
+    """
+    if device.type == "cuda":
+        rewind = partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
+    else:
+        rewind = partial(torch.set_rng_state, torch.get_rng_state())
+
+    def ask(*args, **kwargs) -> Tensor:
+        rewind()
+        return network(*args, **kwargs)
+
+    return ask
 
 
 def l2(a: Tensor, b: Tensor) -> Tensor:
@@ -31,18 +53,20 @@ def l1(a: Tensor, b: Tensor) -> Tensor:
     return (a - b).abs().mean()
 
 
-def lpips(a: Tensor, b: Tensor) -> Tensor:
-    """LPIPS with VGG features (Zhang et al. 2018), both images resized bilinearly to 64 pixels as SlimFlow does.
+def lpips(a: Tensor, b: Tensor, side: int | None = None) -> Tensor:
+    """LPIPS with VGG features (Zhang et al. 2018), of images resized bilinearly.
 
-    a, b: (n, 1 or 3, h, w) in [-1, 1]. Raises OnestepError when the package or its VGG weights cannot be had.
+    a, b: (n, 1 or 3, h, w) in [-1, 1]. side: of the images that it looks at, resized with pixel centres in their places
+    as the consistency models' code does (to 224); by default 64 with corners in their places, as SlimFlow's does.
+    Raises OnestepError when the package or its VGG weights cannot be had.
     """
     network = _lpips_network(a.device)
-    return network(*(_at_64(image) for image in (a, b))).mean()
+    return network(*(_resized(image, side) for image in (a, b))).mean()
 
 
-def _at_64(images: Tensor) -> Tensor:
+def _resized(images: Tensor, side: int | None) -> Tensor:
     images = images.expand(-1, 3, -1, -1) if images.shape[1] == 1 else images
-    return F.interpolate(images, size=(64, 64), mode="bilinear", align_corners=True)
+    return F.interpolate(images, size=side or 64, mode="bilinear", align_corners=side is None)
 
 
 _networks: dict[torch.device, torch.nn.Module] = {}
@@ -72,16 +96,22 @@ DISTANCES: dict[str, Distance] = {"l2": l2, "l1": l1, "lpips": lpips}
 
 
 def distance(name: str | Distance) -> Distance:
-    """The distance of that name: l2, l1, lpips, or a sum such as 'lpips+l2'. A callable is returned as it is.
+    """The distance of that name: l2, l1, lpips, lpips@224 (at a side of 224), or a sum such as 'lpips+l2'.
 
-    Raises OnestepError for an unknown name.
+    A callable is returned as it is. Raises OnestepError for an unknown name.
     """
     if callable(name):
         return name
-    parts = name.split("+")
-    for part in parts:
-        if part not in DISTANCES:
-            raise OnestepError(f"unknown distance {part!r}{near_miss(part, DISTANCES)}")
-    if len(parts) == 1:
-        return DISTANCES[name]
-    return lambda a, b: sum(DISTANCES[part](a, b) for part in parts)
+    parts = [_distance(part) for part in name.split("+")]
+    return parts[0] if len(parts) == 1 else lambda a, b: sum(part(a, b) for part in parts)
+
+
+def _distance(name: str) -> Distance:
+    plain, at, side = name.partition("@")
+    if at and plain == "lpips":
+        if not side.isdecimal() or int(side) < 16:
+            raise OnestepError(f"distance {name!r} wants a side in pixels, 16 or more, as in 'lpips@224'")
+        return partial(lpips, side=int(side))
+    if name not in DISTANCES:
+        raise OnestepError(f"unknown distance {name!r}{near_miss(name, DISTANCES)}")
+    return DISTANCES[name]

@@ -78,6 +78,18 @@ def ddim_clip(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = No
     return ddim(denoiser, noise, times, labels, clip=True)
 
 
+@register("ddim-intervals")
+def ddim_intervals(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+    """`ddim`; on VE as many steps are whole intervals of EDM's grid between 80 and 0.002, the last one drawn on to 0.
+
+    As a student of progressive distillation on that grid is taught its steps. The grid of all other samplers, of N
+    levels and a step to 0, spends the last of its steps below 0.002. `times` only tell the number of steps there.
+    """
+    if denoiser.path == VE:
+        times = torch.cat([karras_intervals(len(times) - 1)[:-1], torch.zeros(1, dtype=torch.float64)])
+    return ddim(denoiser, noise, times, labels)
+
+
 def one_step(denoiser, noise: Tensor, labels: Tensor | None = None) -> Tensor:
     """x0 as predicted from pure noise: `euler` in one step, in the precision of `noise` and with gradients."""
     level = noise.new_full((), denoiser.path.t_max)  # filled there: a number copied over would wait for the device
@@ -174,6 +186,12 @@ def karras_times(steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rh
     place = torch.linspace(0, 1, steps, dtype=torch.float64) if steps > 1 else torch.zeros(1, dtype=torch.float64)
     high, low = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
     return torch.cat([(high + place * (low - high)) ** rho, torch.zeros(1, dtype=torch.float64)])
+
+
+def karras_intervals(steps: int, sigma_min: float = 0.002, sigma_max: float = 80, rho: float = 7) -> Tensor:
+    """EDM's levels on the VE path between its ends, with no step to 0 (Song et al. 2023): (steps + 1,) float64."""
+    _check_steps(steps)
+    return karras_times(steps + 1, sigma_min, sigma_max, rho)[:-1]
 
 
 def uniform_times(steps: int, t_max: float = 1.0) -> Tensor:

@@ -23,14 +23,14 @@ from onestep_bench.models.model import FOREIGN, Model, Pairs, check_whole
 from onestep_bench.models.pairing import invert_pairs, make_pairs  # noqa: F401  (a notebook calls them here)
 from onestep_bench.models.pretrained import find, is_key, load_pretrained
 from onestep_bench.models.sampling import sample  # noqa: F401
-from onestep_bench.models.snapshots import checked, kept_at
+from onestep_bench.models.snapshots import average_weights, checked, kept_at
 from onestep_bench.scoring import evaluation, references
 from onestep_bench.scoring.evaluation import evaluate_images  # noqa: F401
 from onestep_bench.scoring.rows import MIME, bundle
 from onestep_bench.seeds import seed_for
 from onestep_bench.store.downloads import fetch
 from onestep_bench.store.files import file_digest, write_json
-from onestep_bench.training import ranks, together
+from onestep_bench.training import augment, ranks, together
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
 from onestep_bench.training.ranks import device
@@ -57,8 +57,8 @@ def train(
     method: a name of `methods.names()`. data: images, or pairs for a method that trains on pairs; one that trains on
     images and is given pairs sees their images (a teacher's, in place of real ones) and not their noise. kimg:
     thousands of images seen. size: named network size, by default that of `init`. init: a model whose averaged weights
-    the student starts from. conditional: whether it is told classes; by default as its teacher is, or the teacher of
-    the pairs.
+    the student starts from; `Model.averages` has others. conditional: whether it is told classes; by default as its
+    teacher is, or the teacher of the pairs.
     snapshots: kimg, rising to at most the budget, at which averaged weights are kept as well, for `Model.snapshots`.
     fresh: train again what other source trained, see `store.memo`; without it such a model is refused.
     options: fields of the method's config and of `TrainConfig`.
@@ -71,6 +71,7 @@ def train(
     _check_inputs(chosen, data, size, teacher, init, conditional)
     config, training = _configs(chosen, options | {"kimg": kimg})
     _check_independence(chosen, config)
+    _check_augment(chosen, training, init)
     size = size or init.size
     class_counts = init.class_counts if init else _class_counts(data, conditional)
     recipe = {
@@ -79,10 +80,10 @@ def train(
         "size": size,
         "class_counts": class_counts,
         "config": asdict(config),
-        "training": asdict(training) | {"betas": list(training.betas)},
+        "training": asdict(training) | {"betas": list(training.betas), "emas": list(training.emas)},
         "seed": seed,
         "data": data.digest if isinstance(data, Dataset) else "pairs",
-        "role": {key: model.artifact.key for key, model in (("teacher", teacher), ("init", init)) if model},
+        "role": {key: model.held for key, model in (("teacher", teacher), ("init", init)) if model},
     }
     kept = checked(snapshots, training)
     recipe |= {"snapshots": kept} if kept else {}
@@ -90,13 +91,16 @@ def train(
     parents = {item.artifact.key: item.artifact for item in given if item}.values()
 
     def make(folder: Path) -> dict:
-        student = _student(chosen, config, data, size, class_counts, seed, init, teacher)
+        student = _student(chosen, config, training, data, size, class_counts, seed, init, teacher)
         nets = methods.Nets(student, teacher.denoiser if teacher else None)
         torch.manual_seed(seed_for(seed, "auxiliary"))
         nets.auxiliary = {name: net.to(device()) for name, net in chosen.auxiliary(nets, config).items()}
-        ema, rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder, kept)
+        averages = _averages(student, training)
+        rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder, kept, averages)
         if ranks.leads():
-            checkpoints.save(ema, folder)
+            checkpoints.save(averages.pop(training.ema_halflife_kimg), folder)
+            for halflife, average in averages.items():
+                checkpoints.save_weights(average, folder / average_weights(halflife))
             write_json(folder / "log.json", [asdict(row) for row in rows])
             (folder / "checkpoint.pt").unlink(missing_ok=True)
         note = {"data": data.name} if isinstance(data, Dataset) else {}  # for people: the recipe has its digest
@@ -109,7 +113,7 @@ def train(
 
 def _source_of(method: methods.Method, size: str | None) -> list[str]:
     """Where the source that trains begins: the method, what every step does, and the network that is made."""
-    loop = [f"training.loop:{name}" for name in ("_step", "_update_ema")]
+    loop = ["training.loop:_step", "training.loop:_update_ema", "training.precision:casting"]
     common = ["training.state:Run", "training.source:Source", "training.config:TrainConfig", "study:_student"]
     sizes = [f"networks.sizes:SIZES[{size}]"] if size else []
     return [f"{method.objective.__module__}:register({method.name})", *loop, *common, *sizes]
@@ -159,15 +163,15 @@ def _import_counts(classes: int, data: Dataset | None) -> list[int]:
 
 
 def teacher(
-    method: str, data: Dataset, *, size: str, kimg: float, lr: float, seed: int = 0, conditional: bool = False
+    method: str, data: Dataset, *, size: str, kimg: float, seed: int = 0, conditional: bool = False, **options
 ) -> Model:
     """The teacher that a notebook's parameters name: trained by a method, or taken from where `pretrained` takes it.
 
-    method: a name of `methods.names()`, or the path, address, store key or known name of a model, for which size, kimg,
-    lr, seed and conditional say nothing, since it is what it is. Raises OnestepError for what is neither.
+    method: a name of `methods.names()`, or the path, address, store key or known name of a model, for which all else
+    says nothing, since it is what it is. options: as `train` takes them. Raises OnestepError for what is neither.
     """
     if method in methods.names():
-        return train(method, data, size=size, kimg=kimg, lr=lr, seed=seed, conditional=conditional)
+        return train(method, data, size=size, kimg=kimg, seed=seed, conditional=conditional, **options)
     if method in zoo.NAMES or "/" in method or is_key(method) or Path(method).exists():
         return pretrained(method, data)
     known = [*methods.names(), *zoo.NAMES]
@@ -215,6 +219,20 @@ def _check_independence(method, config) -> None:
             )
 
 
+def _check_augment(method, training: TrainConfig, init: Model | None) -> None:
+    if not training.augment:
+        return
+    if not (method.augments and method.data == "images"):
+        raise OnestepError(
+            f"{method.name} does not tell its network of augmentation, and so would learn to make augmented images; "
+            "leave augment at 0"
+        )
+    if init and init.denoiser.augment_dim != augment.LABELS:
+        raise OnestepError(
+            f"{init.artifact.key} was not built to be told of augmentation; leave augment at 0, or init out"
+        )
+
+
 def _configs(method, options: dict) -> tuple[object, TrainConfig]:
     own = {field.name for field in fields(method.config)}
     common = {field.name for field in fields(TrainConfig)}
@@ -240,14 +258,17 @@ def _class_counts(data: Dataset | Pairs, conditional: bool) -> list[int]:
     return data.class_counts
 
 
-def _student(method, config, data, size, class_counts, seed, init, teacher) -> Denoiser:
+def _student(method, config, training, data, size, class_counts, seed, init, teacher) -> Denoiser:
     if init:
-        start = checkpoints.load(init.artifact.folder, str(device()))
+        start = checkpoints.load(init.artifact.folder, str(device()), init.file, training.dropout)
         net, native = start.net.requires_grad_(True), start.native
     else:
         shape = data.shape
         torch.manual_seed(seed_for(seed, "init"))
-        net, native = networks.sized(size, shape[-1], shape[0], label_dim=len(class_counts)).to(device()), None
+        told = augment.LABELS if training.augment else 0
+        classes, dropout = len(class_counts), training.dropout
+        net = networks.sized(size, shape[-1], shape[0], classes, dropout, augment_dim=told).to(device())
+        native = None
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 
 
@@ -256,8 +277,15 @@ def _asked(nets: methods.Nets) -> dict[str, torch.nn.Module]:
     return {"student": nets.student, **nets.auxiliary} | ({"teacher": nets.teacher} if nets.teacher else {})
 
 
-def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots) -> tuple[Denoiser, list[LogRow]]:
-    ema = copy.deepcopy(nets.student).eval().requires_grad_(False)
+def _averages(student: Denoiser, training: TrainConfig) -> dict[float, Denoiser]:
+    """What becomes the student's averages, by half-life, the model's own first; that of 0 is the student itself."""
+    return {
+        halflife: copy.deepcopy(student).eval().requires_grad_(False) if halflife else student
+        for halflife in (training.ema_halflife_kimg, *training.emas)
+    }
+
+
+def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots, averages) -> list[LogRow]:
     labels = data.labels if nets.student.num_classes else None
     source = Source(data.images, labels, data.noise if method.data == "pairs" else None, device())
     rows = []
@@ -272,9 +300,9 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots)
             training,
             seed=seed_for(seed, "train"),
             adams=method.adams(config, training.betas),
-            ema=ema,
+            averages={halflife: average for halflife, average in averages.items() if halflife},
             networks=_asked(nets),
-            after=kept_at(ema, folder, snapshots, training),
+            after=kept_at(averages[training.ema_halflife_kimg], folder, snapshots, training),
             checkpoint=folder / "checkpoint.pt",
             checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
             name=method.name,
@@ -287,7 +315,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots)
                 bar.set_postfix(row.losses)
         except KeyboardInterrupt as interrupt:  # that came between two steps: `fit` keeps what it has
             steps.throw(interrupt)
-    return ema, rows
+    return rows
 
 
 def evaluate(

@@ -7,7 +7,7 @@ import torch
 
 from onestep_bench import compat, losses
 from onestep_bench.denoiser import flow_denoiser
-from onestep_bench.losses import distance, velocity_loss
+from onestep_bench.losses import distance, same_dropout, velocity_loss
 
 
 class Recorder(torch.nn.Module):
@@ -37,6 +37,8 @@ def test_a_function_is_its_own_distance():
 def test_unknown_distances_are_named(refuses):
     with refuses("'lpisp'", "did you mean 'lpips'?"):
         distance("l2+lpisp")
+    with refuses("'l2@224'"):
+        distance("l2@224")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -49,6 +51,25 @@ def test_lpips_sees_colour_images_of_64_pixels(channels, pair, monkeypatch):
         assert seen.shape == (4, 3, 64, 64)
         # Corners are aligned, so they stay what they were.
         torch.testing.assert_close(seen[..., ::63, ::63], image[..., ::7, ::7].expand(-1, 3, -1, -1))
+
+
+def test_lpips_at_224_is_resized_by_pixel_centres(pair, monkeypatch):
+    recorder = Recorder()
+    monkeypatch.setattr(losses, "_lpips_network", lambda device: recorder)
+    a, b = pair
+    assert distance("lpips@224+l2")(a, b).ndim == 0
+    for seen, image in zip(recorder.shown, (a, b), strict=True):
+        assert seen.shape == (4, 3, 224, 224)
+        # 8 pixels become 28 each: between the centres of two, at 3.5 pixels and at 17.5, lies their mean.
+        torch.testing.assert_close(seen[..., :14, :14], image[..., :1, :1].expand(-1, -1, 14, 14))
+        middle = seen[..., 27:29, 0].mean(-1)
+        torch.testing.assert_close(middle, image[..., :2, 0].mean(-1))
+
+
+@pytest.mark.parametrize("name", ["lpips@", "lpips@4", "lpips@big", "lpips@-64"])
+def test_lpips_wants_a_side(name, refuses):
+    with refuses(repr(name), "'lpips@224'"):
+        distance(name)
 
 
 def test_lpips_without_its_package_says_what_to_install(pair, monkeypatch, refuses):
@@ -72,3 +93,23 @@ def test_velocity_loss_is_zero_for_the_true_velocity_only(pair):
     assert velocity_loss(flow, data, noise, t).item() == 0
     flow.net.error = 0.5
     assert velocity_loss(flow, data, noise, t).item() == pytest.approx(0.25)
+
+
+def test_the_same_dropout_every_call_and_other_dropout_afterwards():
+    drop, ones = torch.nn.Dropout(0.5), torch.ones(100)
+    again = same_dropout(drop, ones.device)
+    first, second = again(ones), again(ones)
+    assert torch.equal(first, second)
+    assert not torch.equal(drop(ones), first)
+    assert not torch.equal(same_dropout(drop, ones.device)(ones), first)
+
+
+@pytest.mark.slow
+def test_compiled_networks_drop_the_same_with_gradients_and_without():
+    torch.manual_seed(0)
+    net = torch.compile(torch.nn.Sequential(torch.nn.Linear(8, 8), torch.nn.Dropout(0.5), torch.nn.Linear(8, 8)))
+    again, x = same_dropout(net, torch.device("cpu")), torch.randn(4, 8)
+    first = again(x)
+    with torch.no_grad():
+        torch.testing.assert_close(again(x), first)
+    assert not torch.allclose(net(x), first)

@@ -6,12 +6,14 @@ as it has been imported.
 """
 
 import ast
+import dataclasses
 import re
 import runpy
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
+from inspect import formatannotation
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -21,13 +23,15 @@ _PACKAGE = Path(__file__).parents[1]
 class Entry:
     """What the sources say of a name. text: a line of their own.
 
-    data: what a method trains on, 'images' or 'pairs'. needs_teacher: of a method. side: pixels of a data set's images,
-    images: their number, None each where its line does not tell; channels: 1 where its line calls them grey.
+    data: what a method trains on, 'images' or 'pairs'. needs_teacher: of a method. fields: of its config, with their
+    types as they are written; None where they are not known. side: pixels of a data set's images, images: their number,
+    None each where its line does not tell; channels: 1 where its line calls them grey.
     """
 
     text: str = ""
     data: str = "images"
     needs_teacher: bool = False
+    fields: dict[str, str] | None = None
     side: int | None = None
     images: int | None = None
     channels: int = 3
@@ -63,7 +67,11 @@ def _entry_of(item: object) -> Entry:
     if isinstance(item, dict):
         return Entry(_shape_of(item))
     if hasattr(item, "objective"):
-        return Entry(_line(item.objective.__doc__), item.data, item.needs_teacher)
+        types = {field.name: field.type for field in dataclasses.fields(item.config)}
+        written = {
+            name: _plain(type_ if isinstance(type_, str) else formatannotation(type_)) for name, type_ in types.items()
+        }
+        return Entry(_line(item.objective.__doc__), item.data, item.needs_teacher, written)
     told = _line(item.__doc__)
     return _of_images(told)
 
@@ -117,8 +125,32 @@ def _methods_in(tree: ast.Module) -> Iterator[tuple[str, Entry]]:
     for call in (call for node in tree.body if isinstance(node, ast.Expr) for call in _calls(node, "Method")):
         named = {keyword.arg: keyword.value for keyword in call.keywords}
         objective = call.args[3] if len(call.args) > 3 else named.get("objective")
+        config = call.args[2] if len(call.args) > 2 else named.get("config")
         facts = {name: named[name].value for name in ("data", "needs_teacher") if name in named}
+        facts["fields"] = _fields(tree, getattr(config, "id", ""))
         yield call.args[0].value, Entry(docs.get(getattr(objective, "id", ""), ""), **facts)
+
+
+def _fields(tree: ast.Module, name: str) -> dict[str, str] | None:
+    """Of a dataclass of this file, those that it inherits among them; None if it, or its base, stands elsewhere."""
+    found = next((node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), None)
+    inherited = [_fields(tree, getattr(base, "id", "")) for base in found.bases] if found else [None]
+    if None in inherited:
+        return None
+    own = {
+        node.target.id: _plain(ast.unparse(node.annotation)) for node in found.body if isinstance(node, ast.AnnAssign)
+    }
+    return {key: told for fields in inherited for key, told in fields.items()} | own
+
+
+def _plain(annotation: str) -> str:
+    """A type as it is written, without the modules of its names."""
+    return re.sub(r"\b(\w+\.)+(?=\w)", "", annotation)
+
+
+def training_fields() -> dict[str, str]:
+    """Fields of `TrainConfig` and their types, as they are written."""
+    return _fields(_tree(_PACKAGE / "training" / "config.py"), "TrainConfig")
 
 
 def _decorated(mark: str, paths: list[Path]) -> dict[str, Entry]:
@@ -168,6 +200,10 @@ def _keys(name: str, *parts: str) -> dict[str, Entry]:
     return {key.value: Entry() for key in _value(name, *parts).keys}
 
 
+def _texts(name: str, *parts: str) -> dict[str, Entry]:
+    return {text: Entry() for text in ast.literal_eval(_value(name, *parts))}
+
+
 def _zoo() -> dict[str, Entry]:
     # Our own constant, written as a loop; importing its module would bring torch along.
     code = compile(ast.Expression(_value("NAMES", "models", "zoo", "__init__.py")), "NAMES", "eval")
@@ -185,5 +221,8 @@ KINDS: dict[str, _Kind] = {
     "maps": _Kind(lambda: _keys("_MAPS", "methods", "sfddm.py")),
     "schedules": _Kind(lambda: _keys("_SCHEDULES", "paths.py")),
     "anneals": _Kind(lambda: _keys("_SCHEDULES", "methods", "slimflow.py") | {"constant": Entry()}),
+    "optimizers": _Kind(lambda: _texts("OPTIMIZERS", "training", "config.py")),
+    "decays": _Kind(lambda: _texts("DECAYS", "training", "config.py")),
+    "precisions": _Kind(lambda: _texts("PRECISIONS", "training", "config.py")),
     "zoo": _Kind(_zoo),
 }

@@ -6,27 +6,20 @@ A parameter of a name that does not stand here may be anything of its type.
 import ast
 import difflib
 import math
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.known import plugins
-from onestep_bench.known.catalogue import known
+from onestep_bench.known.catalogue import known, training_fields
+from onestep_bench.known.material import check_data, data_path
+from onestep_bench.known.types import Misfit, fit, is_of
 
 # (value, all values, folder that relative paths start from) -> None, or raises `Misfit`
 Check = Callable[[object, dict, Path], None]
-
-
-class Misfit(Exception):
-    """A value that is not what it must be. Its text says what that is; hint: how to mend it."""
-
-    def __init__(self, wanted: str, hint: str = "", value: object = None):
-        super().__init__(wanted)
-        self.hint, self.value = hint, value
 
 
 def check(given: dict, everything: dict, declared: dict, folder: Path, where: str = "") -> None:
@@ -45,7 +38,7 @@ def check(given: dict, everything: dict, declared: dict, folder: Path, where: st
         if misfit := _misfit(test, value, everything, folder):
             wrong = value if misfit.value is None else misfit.value
             raise OnestepError(f"{where}{name!r} must be {misfit}, not {wrong!r}{misfit.hint}")
-    _check_data(everything, folder, where)
+    check_data(everything, folder, where)
 
 
 def _misfit(test: Check, value: object, everything: dict, folder: Path) -> Misfit | None:
@@ -135,7 +128,8 @@ def _rate(value: object, everything: dict, folder: Path) -> None:
 
 def _distance(value: object, everything: dict, folder: Path) -> None:
     for part in value.split("+") if isinstance(value, str) else ():
-        _among(part, list(known("distances")))
+        name, _, side = part.partition("@")  # lpips@224 sees images of that side
+        _among(name if name == "lpips" and side.isdecimal() else part, list(known("distances")))
 
 
 def _critic(value: object, everything: dict, folder: Path) -> None:
@@ -145,17 +139,10 @@ def _critic(value: object, everything: dict, folder: Path) -> None:
 
 
 def _dataset(value: object, everything: dict, folder: Path) -> None:
-    if isinstance(value, str) and value not in known("datasets") and not _data_path(value, folder):
+    if isinstance(value, str) and value not in known("datasets") and not data_path(value, folder):
         wanted = f"one of {', '.join(known('datasets'))}, or the path of a zip, tar or folder that is there"
         hint = _hint(value, known("datasets"), "datasets") if "/" not in value else "; correct the path"
         raise Misfit(wanted, hint)
-
-
-def _data_path(name: str, folder: Path) -> Path | None:
-    """The file or folder of a data set that is no registered name: where `data.load` would find it."""
-    root = Path(os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
-    paths = (folder / Path(name).expanduser(), root / name)
-    return next((path for path in paths if name and path.exists()), None)
 
 
 def _teacher(value: object, everything: dict, folder: Path) -> None:
@@ -171,6 +158,12 @@ def _teacher(value: object, everything: dict, folder: Path) -> None:
 
 
 _STORED = re.compile(r"(model-)?[0-9a-f]{4,16}")  # a key of the store, or how one starts: only the store can tell
+
+
+def _precision(value: object, everything: dict, folder: Path) -> None:
+    for one in value.values() if isinstance(value, dict) else [value]:
+        _among(one, list(known("precisions")))
+
 
 # The first name that matches counts. Whole names, or patterns where several parameters are of one kind.
 _TABLE: tuple[tuple[str, Check], ...] = (
@@ -199,9 +192,16 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("budgets|snapshots", _some("budgets", _positive)),
     ("folds", _each(_count)),
     ("samples", _number("2 or more, which a distance needs", lambda value: value >= 2)),
+    ("optimizer", _one_of("optimizers")),
+    ("lr_decay", _one_of("decays")),
+    ("precision", _precision),
+    ("emas|(warmup|ema_halflife)_kimg|weight_decay|clip|ema_rampup", _each(_not_negative)),
+    ("dropout", _number("a share from 0 to below 1", lambda value: 0 <= value < 1)),
+    ("augment", _number("a probability", lambda value: 0 <= value <= 1)),
+    ("distill_from", _choice("average", "raw")),
     ("lr", _rate),
     (r"\w+_lr|(\w+_)?kimg", _positive),
-    ("batch_size|pairs|pair_steps|many_steps|levels|cd_levels", _count),
+    ("batch_size|accumulate|pairs|pair_steps|many_steps|levels|cd_levels", _count),
     ("critic_channels", _number("a multiple of 8", lambda value: value > 0 and value % 8 == 0)),
     ("first_steps|r1_gamma|guidance", _not_negative),
 )
@@ -209,79 +209,65 @@ _TABLE: tuple[tuple[str, Check], ...] = (
 
 @cache
 def _test_of(name: str) -> Check | None:
+    if name == "options" or name.endswith("_options"):
+        return partial(_options, name)
     return next((test for pattern, test in _TABLE if re.fullmatch(pattern, name)), None)
 
 
-# ---- what the data must have -----------------------------------------------------------------------------------------
+# ---- options of a training -------------------------------------------------------------------------------------------
+
+# Whose options `X_options` are, where X is no method's name itself.
+_SHORT = {
+    "reflow": "annealing-reflow",
+    "distill": "flow-guided-distillation",
+    "cd": "consistency-distillation",
+    "ect": "easy-consistency-tuning",
+}
+# A notebook about one method has, in the place of `method`, a parameter of its own; what it trains all values of.
+_ABOUT = {"variants": "gdd", "student_levels": "sfddm"}
+_SWEPT = {"gdd": ("variant",), "sfddm": ("student_levels", "map"), "progressive": ("steps",)}
 
 
-def _check_data(everything: dict, folder: Path, where: str) -> None:
-    """Refuse what the data set cannot give, where that can be told without decoding it."""
-    dataset, features = everything.get("dataset"), everything.get("features")
-    if not isinstance(dataset, str):
-        return
-    judges = features if isinstance(features, list) else [features]
-    side = known("datasets")[dataset].side if dataset in known("datasets") else None
-    if "digits" in judges and side not in (None, 8):
-        raise OnestepError(
-            f"{where}'features' must be auto or another judge: {dataset} has {side}x{side}, and digits 8x8"
-        )
-    asking = ["features: classifier"] * ("classifier" in judges) + ["conditional: True"] * (
-        everything.get("conditional") is True
-    )
-    if asking and _unlabelled(dataset, folder):
-        raise OnestepError(f"{where}{asking[0]!r} needs labels, and {dataset} has none; give it a dataset.json")
+def _options(name: str, value: object, everything: dict, folder: Path) -> None:
+    """Fields of a method's config or of TrainConfig, but for those that the notebook sets itself.
 
-
-def _unlabelled(dataset: str, folder: Path) -> bool:
-    """Whether a data set certainly has no labels: a zip or folder of images without dataset.json and sub-folders."""
-    path = None if dataset in known("datasets") else _data_path(dataset, folder)
-    if path is None or (path.is_file() and path.suffix != ".zip"):
-        return False
-    return not _labels_in(path, path.stat().st_mtime_ns)
-
-
-@cache
-def _labels_in(path: Path, changed: int) -> bool:
-    import zipfile  # here, because few plans need it
-
-    try:
-        if path.is_dir():
-            return (path / "dataset.json").exists() or any(entry.is_dir() for entry in path.iterdir())
-        with zipfile.ZipFile(path) as archive:
-            return any(name == "dataset.json" or "/" in name for name in archive.namelist())
-    except (OSError, zipfile.BadZipFile):
-        return True  # whoever reads it will say what is wrong with it
-
-
-# ---- types -----------------------------------------------------------------------------------------------------------
-
-
-def fit(value: object, default: object) -> object:
-    """`value` as the type of `default`. Raises Misfit.
-
-    An int serves as a float, one value for a list as a list of it; None as a default takes anything.
+    Those of a teacher that is taken from elsewhere, and of a notebook that is not ours, may be anything.
     """
-    if default is None:
-        return value
-    if isinstance(default, list) and not isinstance(value, list):
-        value = [value]
-    if isinstance(default, float) and type(value) is int:
-        return float(value)
-    if type(value) is not type(default):
-        raise Misfit(type(default).__name__)
-    if isinstance(default, list) and default:
-        return [_fit_element(element, default) for element in value]
-    return value
-
-
-def _fit_element(element: object, defaults: list) -> object:
-    for default in defaults:
-        try:
-            return fit(element, default)
-        except Misfit:
+    method = _method_of(name, everything)
+    if not isinstance(value, dict) or method is None:
+        return
+    if method not in known("methods"):
+        plugins.load()  # which may know it
+    entry = known("methods").get(method)
+    if entry is None or entry.fields is None:
+        return
+    fields = entry.fields | training_fields()
+    for own in ("kimg", *(() if name == "options" and "method" in everything else _SWEPT.get(method, ()))):
+        if own in value:
+            raise Misfit(f"a dict without {own!r}, which other parameters set")
+        del fields[own]
+    for option, given in value.items():
+        if option not in fields:
+            raise Misfit(f"a dict of options of {method}", near_miss(str(option), fields), option)
+        if not is_of(given, fields[option]):
+            hint = "; YAML wants a point: 1.0e-4" if fields[option] == "float" and isinstance(given, str) else ""
+            raise Misfit(f"a dict whose {option!r} is {fields[option]}", hint, given)
+        test = _test_of(option)
+        if test is None or option == "map":  # a custom one has its indices beside it
             continue
-    raise Misfit("a list of " + " or ".join(dict.fromkeys(type(default).__name__ for default in defaults)))
+        if misfit := _misfit(test, given, everything | {"method": method}, folder):
+            raise Misfit(
+                f"a dict whose {option!r} is {misfit}", misfit.hint, given if misfit.value is None else misfit.value
+            )
+
+
+def _method_of(name: str, everything: dict) -> str | None:
+    """The method whose options are given by the parameter of this name."""
+    if name == "options":
+        about = (method for sign, method in _ABOUT.items() if sign in everything)
+        return everything.get("method") or next(about, None)
+    short = name.removesuffix("_options")
+    return everything.get("teacher") if short == "teacher" else _SHORT.get(short, short)
 
 
 # ---- the first cell of a notebook ------------------------------------------------------------------------------------

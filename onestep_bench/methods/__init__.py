@@ -25,11 +25,13 @@ class Batch:
     """What a step sees. images (n, c, h, w) float32 in [-1, 1]; labels (n,) int64 or None.
 
     noise (n, c, h, w): the other end of each pair when training on pairs, else None.
+    augment (n, 9): what was done to each image, as EDM's networks are told of it; None for nothing.
     """
 
     images: Tensor
     labels: Tensor | None = None
     noise: Tensor | None = None
+    augment: Tensor | None = None
 
 
 Objective = Callable[[Batch, Draw], Iterator[tuple[Tensor, str | tuple[str, ...]]]]
@@ -71,6 +73,8 @@ class Method:
     training: defaults of TrainConfig that the paper sets otherwise.
     adams: `(config, betas of the student) -> {network: Adam}`, for networks that do not train as the student does.
     looks_through: `config -> names` of the feature networks in its losses, none of which may be one that judges.
+    augments: whether it trains on images and tells its student `Batch.augment`; else it is refused augmented images,
+    which its student would take for the data.
     """
 
     name: str
@@ -85,6 +89,7 @@ class Method:
     adams: Callable[[object, tuple[float, float]], dict[str, Adam]] = lambda config, betas: {}
     looks_through: Callable[[object], Iterable[str]] = lambda config: ()
     follows_teacher: bool = False
+    augments: bool = False
 
 
 _registry: dict[str, Method] = {}

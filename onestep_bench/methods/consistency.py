@@ -9,7 +9,7 @@ EDM's preconditioning makes it the identity at level 0, as consistency demands.
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -54,34 +54,42 @@ def distillation_loss(
 
 @dataclass(frozen=True)
 class DistillationConfig:
-    """levels: N of EDM's grid; distance: l2, l1, lpips or a sum; target_decay: of the EMA that is the target network.
+    """levels: N of EDM's grid; distance: a name of `losses.distance`.
 
-    The defaults are those of CIFAR-10, where lpips is used for the distance.
+    target_decay: of the EMA that is the target network; 0: the target is the student itself, without a gradient and
+    with the same dropout, and no second network is kept. boundary: the level at which the student is the identity, see
+    `denoiser.EDM`; by default that of the model it starts from, 0 for random weights.
+    Published for CIFAR-10: 18 levels, lpips@224, target_decay 0, boundary 0.002; for ImageNet 40 levels, lpips@224 and
+    target_decay 0.95.
     """
 
     levels: int = 18
     distance: str = "l2"
     target_decay: float = 0.95
+    boundary: float | None = None
 
     def __post_init__(self):
         if self.levels < 2:
             raise OnestepError(f"consistency distillation needs at least 2 levels, not {self.levels}")
         if not 0 <= self.target_decay < 1:
             raise OnestepError(f"target_decay lies in [0, 1), not {self.target_decay}")
+        if self.boundary is not None and not 0 <= self.boundary < EDM.ratios[1]:
+            raise OnestepError(f"boundary is a noise level of 0 or above, such as 0.002, not {self.boundary}")
 
 
 def consistency_distillation(nets: Nets, cfg: DistillationConfig):
     """Objective of a consistency model: one Heun step of the teacher between neighbouring levels of EDM's grid."""
-    student, teacher, target = nets.student, nets.teacher.on(VE), nets.auxiliary["target"]
+    student, teacher, target = nets.student, nets.teacher.on(VE), nets.auxiliary.get("target")
     levels = karras_times(cfg.levels).to(next(student.parameters()))
 
     def objective(batch, draw):
-        if draw.first:  # once a step, however many micro-batches it has
+        if target and draw.first:  # once a step, however many micro-batches it has
             _move_target(target, student, cfg.target_decay)
         place = draw.integers("level", 0, cfg.levels - 1)
         eps = draw.normal("eps", batch.images.shape[1:])
         t, t_next = levels[place], levels[place + 1]
-        loss = distillation_loss(student, target, teacher, batch.images, eps, t, t_next, cfg.distance, batch.labels)
+        ask = student if target else losses.same_dropout(student, batch.images.device)
+        loss = distillation_loss(ask, target or ask, teacher, batch.images, eps, t, t_next, cfg.distance, batch.labels)
         yield loss, "student"
 
     return objective
@@ -93,6 +101,8 @@ def _move_target(target: nn.Module, student: nn.Module, decay: float) -> None:
 
 
 def _target(nets: Nets, cfg: DistillationConfig) -> dict[str, nn.Module]:
+    if not cfg.target_decay:
+        return {}
     # Among the trained networks, though no loss steps it, so that checkpoints hold it.
     return {"target": copy.deepcopy(nets.student).eval().requires_grad_(False)}
 
@@ -110,14 +120,14 @@ def tuning_loss(
 ) -> Tensor:
     """ECT's loss, mean over the batch: pseudo-Huber |f(x_t, t) - f(x_r, r)| / (t - r), at r = 0 against the image.
 
-    student on VE; data, eps (n, c, h, w), the same noise at both levels; t, r (n,), t > r >= 0; c of the pseudo-Huber
-    norm sqrt(|d|^2 + c^2) - c, 0 for the plain norm.
+    student on VE; data, eps (n, c, h, w), the same noise at both levels, as is what the student drops; t, r (n,),
+    t > r >= 0; c of the pseudo-Huber norm sqrt(|d|^2 + c^2) - c, 0 for the plain norm.
     """
-    out = student(VE.mix(data, eps, t), t, labels, want="x0")
+    ask = losses.same_dropout(student, data.device)
+    out = ask(VE.mix(data, eps, t), t, labels, want="x0")
     with torch.no_grad():
         # At r = 0 the function is the identity; asked there, a network would see ln 0.
-        asked = r.clamp(min=student.native.ratios[0])
-        wanted = student(VE.mix(data, eps, r), asked, labels, want="x0")
+        wanted = ask(VE.mix(data, eps, r), torch.where(r > 0, r, t), labels, want="x0")
         wanted = torch.where((r > 0).reshape(-1, 1, 1, 1), wanted, data)
     squared = (out - wanted).square().sum((1, 2, 3))
     # The square root has no slope at 0, where a student that agrees with itself may well arrive.
@@ -155,7 +165,12 @@ def easy_consistency_tuning(nets: Nets, cfg: TuningConfig):
 
 
 def _as_distilled(cfg: DistillationConfig, net, native, teacher) -> Denoiser:
-    return Denoiser(net, native or EDM()).on(VE)
+    native = native or EDM()
+    if cfg.boundary is not None:
+        if not isinstance(native, EDM):
+            raise OnestepError("only an EDM network has a boundary; leave boundary out, or start from another model")
+        native = replace(native, boundary=cfg.boundary)
+    return Denoiser(net, native).on(VE)
 
 
 def _as_tuned(cfg: TuningConfig, net, native, teacher) -> Denoiser:
@@ -175,4 +190,4 @@ register(
         follows_teacher=True,
     )
 )
-register(Method("easy-consistency-tuning", 1, TuningConfig, easy_consistency_tuning, _as_tuned, training={"lr": 1e-4}))
+register(Method("easy-consistency-tuning", 2, TuningConfig, easy_consistency_tuning, _as_tuned, training={"lr": 1e-4}))

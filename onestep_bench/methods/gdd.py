@@ -20,6 +20,7 @@ from onestep_bench.methods import Adam, Method, Nets, register
 from onestep_bench.networks import critics
 from onestep_bench.networks.layers import UNetBlock
 from onestep_bench.samplers import one_step
+from onestep_bench.seeds import Draw
 
 # What each variant leaves frozen in every block of the U-Net.
 VARIANTS = {
@@ -53,54 +54,72 @@ def frozen_parameters(net: nn.Module, variant: str = "gdd-i") -> set[str]:
     return frozen
 
 
-def generator_loss(logits: Tensor) -> Tensor:
-    """Non-saturating loss softplus(-D(x)), a scalar: the mean over images and logits (n, k)."""
-    return F.softplus(-logits).mean()
+def generator_loss(logits: Sequence[Tensor]) -> Tensor:
+    """Non-saturating loss softplus(-D(x)), a scalar: the mean over images and logits (n, k) of each backbone in turn.
+
+    Backbones have equal votes, however many logits they have.
+    """
+    return torch.stack([F.softplus(-each).mean() for each in logits]).mean()
 
 
-def critic_loss(real_logits: Tensor, fake_logits: Tensor) -> Tensor:
-    """softplus(D(fake)) + softplus(-D(real)), a scalar: means over images and logits (n, k)."""
-    return F.softplus(fake_logits).mean() + F.softplus(-real_logits).mean()
+def critic_loss(real_logits: Sequence[Tensor], fake_logits: Sequence[Tensor]) -> Tensor:
+    """softplus(D(fake)) + softplus(-D(real)), a scalar: means as of `generator_loss`, over logits (n, k) of each."""
+    return generator_loss([-each for each in fake_logits]) + generator_loss(real_logits)
 
 
 def r1_penalty(critic, images: Tensor, gamma: float) -> Tensor:
-    """gamma/2 mean_i || d sum(D(x_i)) / d x_i ||^2 on real images (n, c, h, w): a scalar (Mescheder et al. 2018).
+    """gamma/2 mean_i || d sum(D(x)) / d x_i ||^2 on real images (n, c, h, w): a scalar (Mescheder et al. 2018).
 
-    critic: a function of images, returning logits (n, k) each of which depends on its own image alone.
+    critic: a function of images, returning logits (n, k) of each backbone; the sum is over all of them, so that the
+    penalty of the same mean slope grows as the square of their number.
     """
     images = images.detach().requires_grad_(True)
     # Of attention's kernels only the plain one can be differentiated twice.
     with sdpa_kernel(SDPBackend.MATH):
-        (gradient,) = torch.autograd.grad(critic(images).sum(), images, create_graph=True)
+        total = sum(each.sum() for each in critic(images))
+        (gradient,) = torch.autograd.grad(total, images, create_graph=True)
     return gamma / 2 * gradient.square().sum((1, 2, 3)).mean()
-
-
-# Images a GPU over which the released code sums its adversarial losses.
-PAPER_BATCH = 64
 
 
 @dataclass(frozen=True)
 class GDDConfig:
     """variant: see `VARIANTS`. critic: backbones, see `critics.critic`; critic_channels: width of its heads.
 
+    layout: what reads the backbones' features: 'ours', for any of them, or 'released', for ImageNet's as in the
+    released code (see `networks.released_critic`).
     critic_ratio: noise-to-signal ratio at which the teacher's encoder looks at images. critic_lr: learning rate of the
     critic over the generator's (1 for CIFAR-10, 2 for FFHQ and AFHQ, 5 for ImageNet).
-    r1_gamma: the paper's number. It belongs to adversarial losses summed over 64 images and all k logits, where R1 is a
-    mean; ours are means, so the objective divides it by 64 k. r1_interval: R1 is taken every so many steps, and as many
-    times over.
+    gpu_batch: images on one GPU of the released code, 64, and 128 for ImageNet (its train.sh: four GPUs). It sums its
+    adversarial losses over these, and the layout 'released' takes batch statistics of as many, real and fake apart.
+    r1_gamma: the paper's number. It belongs to adversarial losses that are sums over those images and all backbones of
+    a mean over logits, where R1 is a mean over images. Ours are means over images and backbones too, so the objective
+    divides it by gpu_batch and the number of backbones. r1_interval: R1 is taken every so many steps, and as many times
+    over; here from the first step on, there not at the first.
     """
 
     variant: str = "gdd"
     critic: str = "teacher"
+    layout: str = "ours"
     critic_channels: int = 64
     critic_ratio: float = 0.05
     critic_lr: float = 1.0
+    gpu_batch: int = 64
     r1_gamma: float = 1e-4
     r1_interval: int = 16
 
     def __post_init__(self):
         if self.variant not in VARIANTS:
             raise OnestepError(f"unknown variant {self.variant!r}{near_miss(self.variant, VARIANTS)}")
+        if self.layout not in critics.LAYOUTS:
+            raise OnestepError(f"unknown layout {self.layout!r}{near_miss(self.layout, critics.LAYOUTS)}")
+        if self.layout == "released" and "teacher" in critics.backbones_in(self.critic):
+            raise OnestepError(
+                f"layout 'released' reads ImageNet's networks, and critic={self.critic!r} is none; released are "
+                "timm:vgg16_bn+timm:tf_efficientnet_lite0 (CIFAR-10) and "
+                "timm:deit_base_distilled_patch16_224+timm:tf_efficientnet_lite0"
+            )
+        if self.gpu_batch < 1:
+            raise OnestepError(f"gpu_batch is a number of images, at least 1, not {self.gpu_batch}")
         if self.r1_interval < 1:
             raise OnestepError(f"r1_interval is a number of steps, at least 1, not {self.r1_interval}")
         if self.critic_channels < 8 or self.critic_channels % 8:
@@ -115,6 +134,8 @@ def gdd(nets: Nets, cfg: GDDConfig):
     generator.eval()  # no dropout
 
     def objective(batch, draw):
+        if cfg.layout == "released":
+            _check_groups(draw, cfg.gpu_batch)
         shape = batch.images.shape[1:]
         critic.heads.requires_grad_(False)  # the generator's step needs no gradient of theirs
         fake = one_step(generator, draw.normal("generator noise", shape), batch.labels)
@@ -127,7 +148,7 @@ def gdd(nets: Nets, cfg: GDDConfig):
         yield critic_loss(real_logits, critic(fake, batch.labels)), "critic"
 
         if cfg.r1_gamma and draw.step % cfg.r1_interval == 0:
-            gamma = cfg.r1_gamma / (PAPER_BATCH * real_logits.shape[1])
+            gamma = cfg.r1_gamma / (cfg.gpu_batch * len(real_logits))
             # Squared gradients are too small for bfloat16; and `fit` may have compiled the critic, but what is compiled
             # cannot be differentiated twice.
             full = torch.autocast(batch.images.device.type, enabled=False)
@@ -136,6 +157,16 @@ def gdd(nets: Nets, cfg: GDDConfig):
             yield cfg.r1_interval * penalty, "critic"
 
     return objective
+
+
+def _check_groups(draw: Draw, group: int) -> None:
+    """Batch statistics are those of one process only if every micro-batch and rank holds whole groups of images."""
+    rows = draw.rows.stop - draw.rows.start
+    if rows % min(group, draw.batch_size):
+        raise OnestepError(
+            f"gdd: layout 'released' takes batch statistics of {group} images, and a share of the batch has {rows} of "
+            f"{draw.batch_size}; make batch_size / (accumulate x ranks) a multiple of {group}, or set gpu_batch"
+        )
 
 
 def _generator(cfg: GDDConfig, net: nn.Module, native, teacher: Denoiser) -> Denoiser:
@@ -147,8 +178,8 @@ def _generator(cfg: GDDConfig, net: nn.Module, native, teacher: Denoiser) -> Den
 
 
 def _critic(nets: Nets, cfg: GDDConfig) -> dict[str, nn.Module]:
-    critic = critics.critic(cfg.critic, nets.teacher, channels=cfg.critic_channels, ratio=cfg.critic_ratio)
-    return {"critic": critic}
+    options = {"channels": cfg.critic_channels, "ratio": cfg.critic_ratio, "layout": cfg.layout, "group": cfg.gpu_batch}
+    return {"critic": critics.critic(cfg.critic, nets.teacher, **options)}
 
 
 def _lazy(cfg: GDDConfig, betas: tuple[float, float]) -> dict[str, Adam]:
@@ -160,7 +191,7 @@ def _lazy(cfg: GDDConfig, betas: tuple[float, float]) -> dict[str, Adam]:
 register(
     Method(
         "gdd",
-        1,
+        2,
         GDDConfig,
         gdd,
         _generator,

@@ -12,8 +12,10 @@ from torch import Tensor
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
 from onestep_bench.methods import Method, Nets, register
-from onestep_bench.paths import VP, Path, alphas_cumprod, spread
-from onestep_bench.samplers import ddim_times
+from onestep_bench.paths import VE, VP, Path, alphas_cumprod, spread
+from onestep_bench.samplers import ddim_times, karras_intervals
+
+KARRAS = "karras"
 
 
 def two_step_target(teacher, x: Tensor, t: Tensor, middle: Tensor, end: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -38,7 +40,12 @@ def weight(name: str, path: Path, t: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class ProgressiveConfig:
-    """steps: the student's N, half its teacher's. levels, schedule: the discrete path of the whole chain."""
+    """steps: the student's N, half its teacher's. levels, schedule: the discrete path of the whole chain.
+
+    schedule 'karras' is no discrete path: steps are then N intervals of EDM's grid from 80 to 0.002, on VE, as in the
+    re-run on CIFAR-10 by Song et al. 2023 (arXiv:2303.01469, App. C): the same target, and the weight 'truncated-snr'.
+    Its students walk their own grid by the sampler 'ddim-intervals'.
+    """
 
     steps: int = 16
     levels: int = 1024
@@ -48,14 +55,24 @@ class ProgressiveConfig:
     def __post_init__(self):
         if self.weight not in ("truncated-snr", "snr+1"):
             raise OnestepError(f"weight is 'truncated-snr' or 'snr+1', not {self.weight!r}")
-        ddim_times(2 * self.steps, self.levels)  # raises where the teacher's steps do not fit
+        self.times()  # raises where the teacher's steps do not fit
+
+    def times(self) -> Tensor:
+        """The teacher's levels, (2 steps + 1,) float64, of which the student walks every other one."""
+        if self.schedule == KARRAS:
+            return karras_intervals(2 * self.steps)
+        return ddim_times(2 * self.steps, self.levels)
+
+    def path(self) -> Path:
+        """The path of the whole chain."""
+        return VE if self.schedule == KARRAS else VP(alphas_cumprod(self.schedule, self.levels))
 
 
 def progressive(nets: Nets, cfg: ProgressiveConfig):
     """Objective of one fold of progressive distillation: one DDIM step matches two of the teacher."""
     student = nets.student
     teacher, path = nets.teacher.on(student.path), student.path
-    times = ddim_times(2 * cfg.steps, cfg.levels).to(next(student.parameters()))
+    times = cfg.times().to(next(student.parameters()))
 
     def objective(batch, draw):
         step = 2 * draw.integers("step", 0, cfg.steps)
@@ -70,7 +87,7 @@ def progressive(nets: Nets, cfg: ProgressiveConfig):
 
 
 def _student(cfg: ProgressiveConfig, net, native, teacher) -> Denoiser:
-    return Denoiser(net, native or teacher.native, VP(alphas_cumprod(cfg.schedule, cfg.levels)))
+    return Denoiser(net, native or teacher.native, cfg.path())
 
 
 register(Method("progressive", 1, ProgressiveConfig, progressive, _student, needs_teacher=True, follows_teacher=True))

@@ -128,7 +128,9 @@ def sfddm(nets: Nets, cfg: SFDDMConfig):
             target = _output(teacher, x, t, batch.labels, cfg.predicts)
         with head_features(student) as features:
             output = _output(student, x, t, batch.labels, cfg.predicts)
-        yield sfddm_loss(output, target, project(features[0]), wanted[0]), trained
+        # Taken from inside networks that may compute in bfloat16.
+        ours, theirs = features[0].float(), wanted[0].float()
+        yield sfddm_loss(output, target, project(ours), theirs), trained
 
     return objective
 

@@ -19,12 +19,20 @@ class EDMConfig:
     sigma_data: float = 0.5
 
 
-def edm_loss(denoiser, data: Tensor, eps: Tensor, sigma: Tensor, sigma_data: float, labels: Tensor | None = None):
+def edm_loss(
+    denoiser,
+    data: Tensor,
+    eps: Tensor,
+    sigma: Tensor,
+    sigma_data: float,
+    labels: Tensor | None = None,
+    augment: Tensor | None = None,
+) -> Tensor:
     """EDM's weighted denoising loss (Eq. 2 with the weight of Table 1), mean over batch and dimensions: a scalar.
 
-    denoiser on the VE path; data, eps (n, c, h, w); sigma (n,).
+    denoiser on the VE path; data, eps (n, c, h, w); sigma (n,); augment: see `Denoiser.forward`.
     """
-    x0 = denoiser(data + sigma.reshape(-1, 1, 1, 1) * eps, sigma, labels, want="x0")
+    x0 = denoiser(data + sigma.reshape(-1, 1, 1, 1) * eps, sigma, labels, want="x0", augment=augment)
     weight = (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
     return (weight.reshape(-1, 1, 1, 1) * (x0 - data).square()).mean()
 
@@ -35,7 +43,8 @@ def edm(nets: Nets, cfg: EDMConfig):
     def objective(batch, draw):
         sigma = (cfg.p_mean + cfg.p_std * draw.normal("sigma", ())).exp()
         eps = draw.normal("eps", batch.images.shape[1:])
-        yield edm_loss(nets.student, batch.images, eps, sigma, cfg.sigma_data, batch.labels), "student"
+        loss = edm_loss(nets.student, batch.images, eps, sigma, cfg.sigma_data, batch.labels, batch.augment)
+        yield loss, "student"
 
     return objective
 
@@ -50,7 +59,7 @@ def rectified_flow(nets: Nets, cfg: RectifiedFlowConfig):
 
     def objective(batch, draw):
         noise, t = draw.normal("noise", batch.images.shape[1:]), draw.uniform("t", 0, NOISE_END)
-        yield velocity_loss(nets.student, batch.images, noise, t, batch.labels), "student"
+        yield velocity_loss(nets.student, batch.images, noise, t, batch.labels, batch.augment), "student"
 
     return objective
 
@@ -64,17 +73,25 @@ class DDPMConfig:
     predicts: str = "eps"
 
 
-def ddpm_loss(denoiser, data: Tensor, eps: Tensor, t: Tensor, predicts: str, labels: Tensor | None = None) -> Tensor:
+def ddpm_loss(
+    denoiser,
+    data: Tensor,
+    eps: Tensor,
+    t: Tensor,
+    predicts: str,
+    labels: Tensor | None = None,
+    augment: Tensor | None = None,
+) -> Tensor:
     """Squared error of the native prediction, mean over batch and dimensions: a scalar.
 
-    denoiser on a VP path; data, eps (n, c, h, w); t (n,), levels 1..T.
+    denoiser on a VP path; data, eps (n, c, h, w); t (n,), levels 1..T; augment: see `Denoiser.forward`.
     """
     path = denoiser.path
     x = path.mix(data, eps, t)
     if predicts == "eps":
-        return (denoiser(x, t, labels, want="eps") - eps).square().mean()
+        return (denoiser(x, t, labels, want="eps", augment=augment) - eps).square().mean()
     # The error of v is the error of x0 over sigma, since x0 = alpha x - sigma v.
-    error = denoiser(x, t, labels, want="x0") - data
+    error = denoiser(x, t, labels, want="x0", augment=augment) - data
     return (error / path.sigma(t).reshape(-1, 1, 1, 1)).square().mean()
 
 
@@ -84,7 +101,7 @@ def ddpm(nets: Nets, cfg: DDPMConfig):
     def objective(batch, draw):
         t = draw.integers("t", 1, cfg.levels + 1).to(batch.images.dtype)
         eps = draw.normal("eps", batch.images.shape[1:])
-        yield ddpm_loss(nets.student, batch.images, eps, t, cfg.predicts, batch.labels), "student"
+        yield ddpm_loss(nets.student, batch.images, eps, t, cfg.predicts, batch.labels, batch.augment), "student"
 
     return objective
 
@@ -102,6 +119,6 @@ def _as_ddpm(cfg: DDPMConfig, net, native, teacher) -> Denoiser:
     return Denoiser(net, native or DDPM(path, cfg.predicts)).on(path)
 
 
-register(Method("edm", 1, EDMConfig, edm, _as_edm, training={"lr": 1e-3}))
-register(Method("rectified-flow", 1, RectifiedFlowConfig, rectified_flow, _as_flow))
-register(Method("ddpm", 1, DDPMConfig, ddpm, _as_ddpm))
+register(Method("edm", 1, EDMConfig, edm, _as_edm, training={"lr": 1e-3}, augments=True))
+register(Method("rectified-flow", 1, RectifiedFlowConfig, rectified_flow, _as_flow, augments=True))
+register(Method("ddpm", 1, DDPMConfig, ddpm, _as_ddpm, augments=True))

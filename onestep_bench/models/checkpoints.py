@@ -34,15 +34,17 @@ def save_weights(denoiser: Denoiser, path: Path) -> None:
         save_file(state, temporary)
 
 
-def load(folder: Path, device: str = "cpu", weights: str = WEIGHTS) -> Denoiser:
+def load(folder: Path, device: str = "cpu", weights: str = WEIGHTS, dropout: float | None = None) -> Denoiser:
     """The denoiser in `folder`, on `device`, in eval mode, without gradients. weights: name of their file.
 
+    dropout: in place of the network's own, for who trains it on.
     Raises OnestepError if a file is missing or damaged, or the weights do not fit the description exactly.
     """
     spec = describe(folder)
     try:
         native, path = native_from(spec["native"]), path_from(spec["path"]) if "path" in spec else None
-        net = with_weights(spec["network"], load_file(folder / weights))
+        config = spec["network"] | ({} if dropout is None else {"dropout": dropout})
+        net = with_weights(config, load_file(folder / weights))
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
         raise OnestepError(f"{folder} holds no whole model: {error}; make it again") from error
     except Misfit as misfit:

@@ -24,18 +24,26 @@ class Model:
     """A trained model: its artifact, and what a notebook asks of it.
 
     path: the one it is seen on, if not its own. snapshot: kimg at which its weights were kept, if not those of the end.
+    average: half-life of their average in kimg, 0 for none, if not that of its training.
     """
 
     artifact: store.Artifact
     path: paths.Path | None = None
     snapshot: float | None = None
+    average: float | None = None
 
     @cached_property
     def denoiser(self) -> Denoiser:
         """The weights' average (EMA), on `device()`, in eval mode."""
-        weights = checkpoints.WEIGHTS if self.snapshot is None else snapshots.weights(self.snapshot)
-        denoiser = checkpoints.load(self.artifact.folder, str(device()), weights)
+        denoiser = checkpoints.load(self.artifact.folder, str(device()), self.file)
         return denoiser.on(self.path).eval() if self.path else denoiser
+
+    @property
+    def file(self) -> str:
+        """Name of the file of its weights, in the artifact's folder."""
+        if self.snapshot is not None:
+            return snapshots.weights(self.snapshot)
+        return checkpoints.WEIGHTS if self.average is None else snapshots.average_weights(self.average)
 
     def on(self, path: paths.Path) -> "Model":
         """The same model seen, sampled and scored on another path."""
@@ -44,17 +52,38 @@ class Model:
     @property
     def snapshots(self) -> dict[float, "Model"]:
         """The model as it was when training had come so far, by kimg, as `study.train` was asked to keep it."""
-        return {kimg: replace(self, snapshot=kimg) for kimg in self.artifact.recipe.get("snapshots", ())}
+        return {kimg: replace(self, snapshot=kimg, average=None) for kimg in self.artifact.recipe.get("snapshots", ())}
+
+    @property
+    def averages(self) -> dict[float, "Model"]:
+        """The model as further averages of the same training have it, by half-life in kimg (`TrainConfig.emas`).
+
+        Each is what a training of that `ema_halflife_kimg` would have ended in; 0 is the weights as they are.
+        """
+        return {halflife: replace(self, snapshot=None, average=halflife) for halflife in self._training.get("emas", ())}
+
+    @property
+    def _training(self) -> dict:
+        """Fields of its `TrainConfig`; of a model from elsewhere none."""
+        return self.artifact.recipe.get("training", {})
+
+    @property
+    def weights(self) -> str:
+        """What a score row says of them: 'ema', an average, or 'last', the weights as training left them."""
+        own = self._training.get("ema_halflife_kimg") if self.average is None else self.average
+        return "last" if own == 0 else "ema"
+
+    @property
+    def held(self) -> str:
+        """The store key, with a snapshot's kimg ('model-1a2b#16') or an average's half-life ('model-1a2b~0')."""
+        if self.snapshot is not None:
+            return f"{self.artifact.key}#{self.snapshot:.12g}"
+        return self.artifact.key if self.average is None else f"{self.artifact.key}~{self.average:.12g}"
 
     @property
     def name(self) -> str:
-        """What a score row is a score of: the store key, the kimg of a snapshot ('model-1a2b#16'), and a digest of the
-        path if it is seen on another than its own.
-        """
-        name = self.artifact.key if self.snapshot is None else f"{self.artifact.key}#{self.snapshot:.12g}"
-        if not self.path:
-            return name
-        return f"{name}@{settings.path_name(self.path.spec())}"
+        """What a score row is a score of: `held`, and a digest of the path if it is seen on another than its own."""
+        return f"{self.held}@{settings.path_name(self.path.spec())}" if self.path else self.held
 
     @cached_property
     def history(self) -> list[LogRow]:
@@ -75,9 +104,9 @@ class Model:
     def settings(self) -> dict:
         """Every setting of the whole lineage by its name ('kd.lr', 'edm.kimg'), without seeds: see `models.settings`.
 
-        Those of a snapshot are those of its training.
+        Those of a snapshot are those of its training, and of an average those of a training that has it for its own.
         """
-        return settings.settings(self.artifact)
+        return settings.settings(self.artifact, self.average)
 
     @property
     def recipe_hash(self) -> str:

@@ -70,7 +70,8 @@ def _recipe(teacher: Model, n: int, sampler: str, steps: int, seed: int) -> dict
     if n < 1:
         raise OnestepError(f"cannot make {n} pairs; ask for at least 1")
     recipe = {"n": n, "sampler": sampler, "steps": steps, "seed": seed, "class_counts": teacher.class_counts}
-    return recipe | ({"path": teacher.path.spec()} if teacher.path else {})
+    recipe |= {"path": teacher.path.spec()} if teacher.path else {}
+    return recipe | ({} if teacher.average is None else {"average": teacher.average})
 
 
 def _encoded(teacher: Model, data: Dataset, indices: Sequence[int], times: Tensor, seed: int) -> dict[str, Tensor]:

@@ -27,9 +27,9 @@ def load_pretrained(source: Path | str, *, format: str | None = None, resolution
 
     source: a folder of ours, a file, a store key or a unique start of it ('model-1a2b'), a name of `zoo.NAMES`, or an
     https address; the last two are downloaded once, into `models` in the data folder. Files are pickles of NVlabs/edm
-    and GDD, and SlimFlow's .pth; which of them it is can be read from the file, and must be `format` ('edm', 'gdd',
-    'slimflow') if that is given. Nothing in a file is run. resolution: side of the images of a SlimFlow DDPM++, which
-    its files do not say; without it the network takes images of any side. Networks that take augmentation labels
+    and GDD (D2O), and SlimFlow's .pth; which of them it is can be read from the file, and must be `format` ('edm',
+    'gdd', 'slimflow') if that is given. Nothing in a file is run. resolution: side of the images of a SlimFlow DDPM++,
+    which its files do not say; without it the network takes images of any side. Networks that take augmentation labels
     (EDM's) are loaded with the weights for them, and used without. Raises OnestepError, in one line, for whatever
     cannot be read whole.
     """
@@ -70,10 +70,9 @@ def find(source: Path | str) -> Path:
         return path
     if is_key(source):
         key, _, seen = str(source).partition("@")
-        if "#" in key:
-            raise OnestepError(
-                f"{source} is a snapshot; name {key.partition('#')[0]}, the model, and ask its `snapshots`"
-            )
+        for mark, what, ask in (("#", "a snapshot", "snapshots"), ("~", "another average", "averages")):
+            if mark in key:
+                raise OnestepError(f"{source} is {what}; name {key.partition(mark)[0]}, the model, and ask its `{ask}`")
         found = _stored(key)
         if seen:
             line = f"{source} is {found.name} seen on another path; this is the model itself, on its own"
@@ -114,7 +113,7 @@ def _format_of(content: object, path: Path) -> str:
     if slimflow.is_slimflow(content):
         return "slimflow"
     if edm.is_edm(content):
-        return "gdd" if content["ema"].name == "GDDPrecond" else "edm"
+        return "gdd" if content["ema"].name in edm.GDD else "edm"
     raise OnestepError(f"{path} holds no model of a known format; known: {', '.join(FORMATS)}")
 
 

@@ -9,19 +9,20 @@ FOREIGN = "foreign"  # in place of a method's name: a model that was not trained
 _PAIRS = "pairs"  # kind of an artifact, and what a recipe says of its data
 
 
-def settings(artifact: store.Artifact) -> dict:
+def settings(artifact: store.Artifact, average: float | None = None) -> dict:
     """Every setting of the lineage by its name, {"kd.lr": 0.0002, "pairs.n": 8192, "edm.kimg": 400.0}: JSON-able.
 
     Each artifact has its method's name (pairs 'pairs'), and a number if one that is nearer has the same: 'progressive',
-    'progressive2'. By these names they also say of each other who was the teacher. Seeds are left out, and snapshots,
-    which decide no weights.
+    'progressive2'. By these names they also say of each other who was the teacher. Seeds are left out, and snapshots
+    and further averages, which decide no weights. average: half-life (kimg) of the one that is meant, if not its own.
     """
     names = _names(artifact)
-    return {
+    found = {
         f"{names[one.key]}.{setting}": value
         for one in artifact.lineage()
         for setting, value in _own(one, names).items()
     }
+    return found if average is None else found | {f"{names[artifact.key]}.ema_halflife_kimg": average}
 
 
 def recipe_hash(found: dict) -> str:
@@ -46,7 +47,8 @@ def _own(artifact: store.Artifact, names: dict[str, str]) -> dict:
     left_out = ("method", "seed", "snapshots", "role", "model", "class_counts", "config", "training")
     found = {name: value for name, value in given.items() if name not in left_out}
     found |= given.get("config", {}) | given.get("training", {})
-    found |= {role: names[key] for role, key in given.get("role", {}).items()}
+    found.pop("emas", None)
+    found |= {role: _told(held, names) for role, held in given.get("role", {}).items()}
     found["classes"] = len(given.get("class_counts", ()))
     if "path" in given:
         found["path"] = path_name(given["path"])
@@ -55,6 +57,12 @@ def _own(artifact: store.Artifact, names: dict[str, str]) -> dict:
     if _kind(artifact.key) == _PAIRS:
         found["teacher"] = names[artifact.meta["parents"][0]]
     return found
+
+
+def _told(held: str, names: dict[str, str]) -> str:
+    """The name of a model by `Model.held`, with the half-life of its average if that is not its own ('edm~0')."""
+    key, mark, average = held.partition("~")
+    return f"{names[key]}{mark}{average}"
 
 
 def path_name(spec: dict) -> str:

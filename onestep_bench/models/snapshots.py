@@ -1,4 +1,4 @@
-"""Snapshots: the averaged weights at several budgets of one training, as it passed them."""
+"""Snapshots: the averaged weights at several budgets of one training, as it passed them; other averages at its end."""
 
 import itertools
 import math
@@ -31,8 +31,13 @@ def _step_of(kimg: float, training: TrainConfig) -> int:
 
 
 def weights(kimg: float) -> str:
-    """Name of the file, in a model's folder."""
+    """Name of the file of a snapshot, in a model's folder."""
     return f"snapshot-{kimg:.12g}.safetensors"
+
+
+def average_weights(halflife_kimg: float) -> str:
+    """Name of the file of a further average (`TrainConfig.emas`), in a model's folder."""
+    return f"average-{halflife_kimg:.12g}.safetensors"
 
 
 def kept_at(

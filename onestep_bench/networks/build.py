@@ -34,17 +34,25 @@ def build(config: Mapping[str, Any]) -> nn.Module:
     return ARCHITECTURES[arch](**arguments)
 
 
-def sized(name: str, resolution: int, channels: int, label_dim: int = 0, dropout: float | None = None) -> nn.Module:
+def sized(
+    name: str,
+    resolution: int,
+    channels: int,
+    label_dim: int = 0,
+    dropout: float | None = None,
+    augment_dim: int = 0,
+) -> nn.Module:
     """A network of a named size (see `SIZES`) for images (n, channels, resolution, resolution).
 
-    `dropout` replaces the size's own. Raises OnestepError for an unknown name, with the nearest one.
+    `dropout` replaces the size's own; `augment_dim`: labels that tell the network of augmentation. Raises OnestepError
+    for an unknown name, with the nearest one.
     """
     if name not in SIZES:
         raise OnestepError(f"unknown size {name!r}{near_miss(name, SIZES)}")
     config = size_config(name, resolution) | {"in_channels": channels, "out_channels": channels}
     if dropout is not None:
         config["dropout"] = dropout
-    return build(config | {"label_dim": label_dim})
+    return build(config | {"label_dim": label_dim, "augment_dim": augment_dim})
 
 
 def size_of(net: nn.Module) -> str:

@@ -2,11 +2,14 @@
 
 A discriminator that looks at the features of a network trained for something else, and learns only how to read
 them. `critic("teacher", ...)` looks through the encoder of the diffusion teacher, which needs no download and suits
-any data; `critic("timm:vgg16_bn+timm:tf_efficientnet_lite0", ...)` is GDD's for CIFAR-10.
+any data; `critic("timm:vgg16_bn+timm:tf_efficientnet_lite0", ...)` has the backbones of GDD's for CIFAR-10, and is
+it with `layout="released"`, which stands in `released_critic`. Below is ours, for backbones of any shape and without
+batch statistics.
 """
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -15,18 +18,31 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss, needs_extra
+from onestep_bench.networks import released_critic
 
-# Images (n, c, h, w) in [-1, 1] and one-hot labels or None -> feature maps, finest first.
-Backbone = Callable[[Tensor, Tensor | None], list[Tensor]]
-
+LAYOUTS = ("ours", "released")
 LEVELS = 4  # feature maps taken from each backbone, as in the papers
 FINEST = 4  # a head halves its map until no side is longer
+
+
+@dataclass(frozen=True)
+class Backbone:
+    """Frozen features. maps: images (n, c, h, w) in [-1, 1] and one-hot labels or None -> feature maps, finest first.
+
+    networks: what computes them, other than the teacher, which is known elsewhere.
+    """
+
+    maps: Callable[[Tensor, Tensor | None], list[Tensor]]
+    networks: tuple[nn.Module, ...] = ()
+
+    def __call__(self, images: Tensor, labels: Tensor | None) -> list[Tensor]:
+        return self.maps(images, labels)
 
 
 def teacher_backbone(teacher: Denoiser, ratio: float) -> Backbone:
     """The encoder of a diffusion network asked at a low noise-to-signal `ratio`; nothing is added to the images."""
     frozen = teacher.eval().requires_grad_(False)
-    return lambda images, labels: _spread_over(frozen.encode(images, ratio, labels))
+    return Backbone(lambda images, labels: _spread_over(frozen.encode(images, ratio, labels)))
 
 
 def _spread_over(features: Sequence[Tensor]) -> list[Tensor]:
@@ -35,7 +51,16 @@ def _spread_over(features: Sequence[Tensor]) -> list[Tensor]:
     return [features[(place + 1) * len(features) // count - 1] for place in range(count)]
 
 
-def timm_backbone(name: str, device: torch.device) -> Backbone:
+def _taps(name: str, layout: str) -> dict[str, tuple[int, ...]]:
+    """Which of a timm network's maps are taken: by default those it has, of which the last four are used."""
+    if name.startswith(("deit", "vit")):
+        return {"out_indices": (2, 5, 8, 11)}  # every third block of a base-size transformer
+    if name.startswith("vgg") and layout == "released":
+        return {"out_indices": (1, 2, 3, 4)}  # all but the first and the last, which is after the last pooling
+    return {}
+
+
+def timm_backbone(name: str, device: torch.device, layout: str = "ours") -> Backbone:
     """An ImageNet network of the timm library, its weights from timm's hub; images are resized to 224 pixels.
 
     Raises OnestepError without the timm package, for a name it does not know, and where the weights cannot be had.
@@ -49,10 +74,8 @@ def timm_backbone(name: str, device: torch.device) -> Backbone:
     known = timm.list_models(pretrained=True, include_tags=False)
     if name not in known:
         raise OnestepError(f"timm has no pretrained network {name!r}{near_miss(name, known)}")
-    # The last four stages of a convolutional network, every third block of a base-size transformer.
-    levels = {"out_indices": (2, 5, 8, 11)} if name.startswith(("deit", "vit")) else {}
     try:
-        network = timm.create_model(name, pretrained=True, features_only=True, **levels)
+        network = timm.create_model(name, pretrained=True, features_only=True, **_taps(name, layout))
     except OSError as error:  # the hub's errors are OSErrors
         hub = timm.get_pretrained_cfg(name).hf_hub_id
         raise OnestepError(
@@ -68,15 +91,15 @@ def timm_backbone(name: str, device: torch.device) -> Backbone:
         images = F.interpolate(images, size=(224, 224), mode="bilinear", antialias=True)
         return network(((images + 1) / 2 - mean) / std)[-LEVELS:]
 
-    return features
+    return Backbone(features, (network,))
 
 
-def _backbone(name: str, teacher: Denoiser, ratio: float) -> Backbone:
+def _backbone(name: str, teacher: Denoiser, ratio: float, layout: str) -> Backbone:
     kind, _, network = name.partition(":")
     if name == "teacher":
         return teacher_backbone(teacher, ratio)
     if kind == "timm" and network:
-        return timm_backbone(network, next(teacher.parameters()).device)
+        return timm_backbone(network, next(teacher.parameters()).device, layout)
     raise OnestepError(f"unknown critic {name!r}: 'teacher', 'timm:NAME', or several of them joined by '+'")
 
 
@@ -137,19 +160,23 @@ def _head_layer(channels: int, convolution: nn.Conv2d) -> list[nn.Module]:
     return [spectral_norm(convolution), nn.GroupNorm(min(8, channels), channels), nn.LeakyReLU(0.2)]
 
 
+# (c, h, w) of each map of a backbone -> what mixes them, and a head for each.
+Parts = Callable[[Sequence[tuple[int, int, int]]], tuple[nn.Module, Sequence[nn.Module]]]
+
+
 class Critic(nn.Module):
-    """Logits (n, k) of images: k positions over all heads of all backbones.
+    """Logits of images: (n, k) of each backbone, k being all positions of all its heads.
 
     backbones: kept out of the module's parameters and state: they are frozen, and a checkpoint need not hold them.
-    image_shape: (c, h, w); channels: width of the mixing and the heads; num_classes: 0 for unconditional.
+    image_shape: (c, h, w); num_classes: 0 for unconditional. parts: what a backbone's maps are read with.
     """
 
     def __init__(
         self,
         backbones: Sequence[Backbone],
         image_shape: tuple[int, int, int],
-        channels: int,
         num_classes: int,
+        parts: Parts,
         device: torch.device,
     ):
         super().__init__()
@@ -158,19 +185,23 @@ class Critic(nn.Module):
         labels = torch.zeros(1, num_classes, device=device) if num_classes else None
         with torch.no_grad():
             shapes = [[tuple(map_.shape[1:]) for map_ in backbone(images, labels)] for backbone in backbones]
-        self.mixing = nn.ModuleList(Mixing(levels, channels) for levels in shapes)
-        self.heads = nn.ModuleList(
-            nn.ModuleList(Head(channels, min(level[1:]), num_classes) for level in levels) for levels in shapes
-        )
+        mixing, heads = zip(*map(parts, shapes), strict=True)
+        self.mixing, self.heads = nn.ModuleList(mixing), nn.ModuleList(map(nn.ModuleList, heads))
 
-    def forward(self, images: Tensor, labels: Tensor | None = None) -> Tensor:
+    @property
+    def frozen_networks(self) -> list[nn.Module]:
+        """The backbones that are networks of their own, not the teacher's: neither trained nor in the state."""
+        return [network for backbone in self._backbones for network in backbone.networks]
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> list[Tensor]:
         """images (n, c, h, w) in [-1, 1]; labels (n,) integers, or None for an unconditional critic."""
         one_hot = F.one_hot(labels.long(), self.num_classes).to(images.dtype) if self.num_classes else None
         logits = []
         for backbone, mixing, heads in zip(self._backbones, self.mixing, self.heads, strict=True):
             features = mixing(backbone(images, one_hot))
-            logits += [head(x, one_hot) for head, x in zip(heads, features, strict=True)]
-        return torch.cat(logits, dim=1)
+            found = [head(x, one_hot) for head, x in zip(heads, features, strict=True)]
+            logits.append(torch.cat(found, dim=1))
+        return logits
 
 
 def backbones_in(names: str) -> list[str]:
@@ -178,14 +209,28 @@ def backbones_in(names: str) -> list[str]:
     return names.split("+")
 
 
-def critic(names: str, teacher: Denoiser, *, channels: int, ratio: float) -> Critic:
+def critic(
+    names: str, teacher: Denoiser, *, channels: int, ratio: float, layout: str = "ours", group: int = 64
+) -> Critic:
     """The critic for a teacher's images that sees through `names`: 'teacher', 'timm:NAME', or several joined by '+'.
 
-    ratio: noise-to-signal ratio at which the teacher's encoder is asked. Its random weights come from torch's global
-    generator. Raises OnestepError for an unknown backbone, or one that cannot be had.
+    channels: width of its mixing and heads, the released one's least. ratio: noise-to-signal ratio at which the
+    teacher's encoder is asked. group: images that share the batch statistics of the layout 'released', in the order
+    they come; ours has none. Its random weights come from torch's global generator. Raises OnestepError for an unknown
+    backbone, one that cannot be had, and one whose maps do not suit the layout.
     """
-    backbones = [_backbone(name, teacher, ratio) for name in backbones_in(names)]
+    backbones = [_backbone(name, teacher, ratio, layout) for name in backbones_in(names)]
     config = teacher.net.config
     shape = (config["in_channels"], config["img_resolution"], config["img_resolution"])
     device = next(teacher.parameters()).device
-    return Critic(backbones, shape, channels, teacher.num_classes, device).to(device)
+    classes = teacher.num_classes
+
+    def ours(shapes):
+        return Mixing(shapes, channels), [Head(channels, min(shape[1:]), classes) for shape in shapes]
+
+    def released(shapes):
+        heads = [released_critic.Head(level, channels, classes, group) for level in range(len(shapes))]
+        return released_critic.Mixing(shapes, channels), heads
+
+    parts = {"ours": ours, "released": released}[layout]
+    return Critic(backbones, shape, classes, parts, device).to(device)

@@ -37,7 +37,7 @@ class _UNet(nn.Module):
         plain = {key: value for key, value in arguments.items() if key not in ("self", "__class__")}
         self.config = {"arch": type(self).__name__, **plain}
         self.config |= {key: list(value) for key, value in plain.items() if isinstance(value, tuple | list)}
-        self.label_dim = self.config["label_dim"]
+        self.label_dim, self.augment_dim = self.config["label_dim"], self.config["augment_dim"]
         self.patch = self.config.get("patch", 1)
         resolution, halvings = self.config["img_resolution"], len(self.config["channel_mult"]) - 1
         if self.patch < 1 or resolution % self.patch:

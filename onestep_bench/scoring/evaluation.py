@@ -85,6 +85,8 @@ def evaluate(
         }
         if model.snapshot is not None:
             recipe["snapshot"] = model.snapshot
+        if model.average is not None:
+            recipe["average"] = model.average
         if further():
             recipe["metrics"] = sorted(further())
 
@@ -267,7 +269,7 @@ def _model_fields(model: Model, label: str) -> dict:
         "train_macs": spent["macs"],
         "train_seconds": spent["seconds"],
         "busy": spent["busy"],
-        "weights": "ema",
+        "weights": model.weights,
         "model": model.name,
         "versions": _versions(),
     }

@@ -36,7 +36,7 @@ _COUNTED = (
         "models.sampling",
         "models.pairing",
     ),
-    *("training.loop", "training.source", "training.state", "training.config"),
+    *(f"training.{room}" for room in ("loop", "source", "augment", "state", "config", "precision")),
     *("scoring.metrics", "scoring.qualities", "scoring.judging", "scoring.judges", "scoring.real"),
 )
 # In these files, and yet: `fit` keeps, logs and ends what `_step` computes; the watch ends it, and the log only tells.
@@ -50,7 +50,7 @@ _LEFT_OUT = {
 }
 
 # What a call of these names tells of a method, and gives to nothing that computes.
-_TELLING = {"follows_teacher"}
+_TELLING = {"follows_teacher", "augments"}
 
 _Node = tuple[str, str]  # module, definition in it
 

@@ -8,7 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from onestep_bench.seeds import Draw, seed_for
 from onestep_bench.training import ranks
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.passes import counting, heart
+from onestep_bench.training.precision import casting
 from onestep_bench.training.source import Source
 from onestep_bench.training.state import LogRow, Run
 
@@ -28,9 +29,9 @@ COMPILE_STEPS = 1000
 LOG_ROWS = 100
 
 
-def _update_ema(ema: nn.Module, net: nn.Module, step: int, config: TrainConfig) -> None:
+def _update_ema(ema: nn.Module, net: nn.Module, decay: float) -> None:
     with torch.no_grad():
-        torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - config.ema_decay(step))
+        torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
         for kept, seen in zip(ema.buffers(), net.buffers(), strict=True):
             kept.copy_(seen)
 
@@ -44,6 +45,7 @@ def fit(
     seed: int,
     adams: Mapping[str, Adam] | None = None,
     ema: nn.Module | None = None,
+    averages: Mapping[float, nn.Module] | None = None,
     networks: Mapping[str, nn.Module] | None = None,
     after: Mapping[int, Callable[[], None]] | None = None,
     checkpoint: Path | None = None,
@@ -54,8 +56,9 @@ def fit(
 
     nets: every trained network by the name under which the objective yields losses; 'student' must be among them.
     adams: optimiser settings of the networks that do not train with `config`'s own. ema: a copy of the student, made
-    its average. networks: those whose passes the rows tell, by default `nets`; a teacher is asked and not trained, and
-    is another. Counts are in the checkpoint; a run that goes on from one without them, of an older version, tells none.
+    its average; averages: further copies, made averages of other half-lives (kimg). networks: those whose passes the
+    rows tell and that `config.precision` is about, by default `nets`; a teacher is asked and not trained, and is
+    another. Counts are in the checkpoint; a run that goes on from one without them, of an older version, tells none.
     after: what rank 0 calls at the end of a step (1-based), such as to keep the average; that step has a log row. Where
     a killed run goes on from before the step, it is called again.
     checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
@@ -67,11 +70,12 @@ def fit(
     An interrupt waits for the end of its step, is kept as a checkpoint, and goes on as a KeyboardInterrupt of one line;
     a second one does not wait, and what counts is the last checkpoint.
     Raises OnestepError at the first loss that is not finite or explodes, keeping the last good checkpoint; for a batch
-    that the ranks cannot share; and if another rank ends.
+    that the ranks cannot share; for a precision that the networks cannot have; and if another rank ends.
     """
     _check_shares(config, name)
     device = next(nets["student"].parameters()).device
-    run = Run(nets, ema, config, adams or {}, device)
+    averages = {**(averages or {}), **({} if ema is None else {config.ema_halflife_kimg: ema})}
+    run = Run(nets, averages, config, adams or {}, device)
     if checkpoint and checkpoint.exists():
         run.load(checkpoint)
     _check_start(run.done)
@@ -87,10 +91,10 @@ def fit(
         for step in range(run.done, config.steps):
             with _interrupts_wait():
                 begun = step + 1
-                with counting(watched, run.watch.passes):
+                with casting(networks or nets, config.precision, device), counting(watched, run.watch.passes):
                     _step(objective, run, source, seed, step, device)
-                if ema is not None:
-                    _update_ema(ema, nets["student"], step, config)
+                for halflife, average in run.averages.items():
+                    _update_ema(average, nets["student"], config.ema_decay(step, halflife))
                 if after and begun in after and ranks.leads():
                     after[begun]()
                 now = time.monotonic()
@@ -182,14 +186,12 @@ def _step(objective: Objective, run: Run, source: Source, seed: int, step: int, 
     torch.manual_seed(seed_for(seed, "dropout", step) + ranks.index())
     draws = _micro_draws(config, seed, step, device)
     # The objectives of all micro-batches advance together: each network is stepped once, after all of them.
-    losses = [objective(source.batch(draw, config.hflip), draw) for draw in draws]
+    losses = [objective(source.batch(draw, config.hflip, config.augment), draw) for draw in draws]
     logged: set[str] = set()
-    autocast = torch.autocast("cuda", torch.bfloat16) if device.type == "cuda" else nullcontext()
     while True:
         names, total = None, 0.0
         for objective_of_rows in losses:
-            with autocast:
-                item = next(objective_of_rows, None)
+            item = next(objective_of_rows, None)
             if item is None:
                 return
             loss, which = item

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -9,6 +10,7 @@ from torch import Tensor
 from onestep_bench.data.pixels import to_unit
 from onestep_bench.methods import Batch
 from onestep_bench.seeds import Draw, generator
+from onestep_bench.training.augment import Augment, drawn
 
 
 class Source:
@@ -63,8 +65,12 @@ class Source:
         self._coming, self._last = (ahead, self._thread.submit(self._rows, *ahead)), first
         return rows
 
-    def batch(self, draw: Draw, hflip: bool) -> Batch:
-        """The rows of `draw`'s step. Images (and noise) float32 in [-1, 1]."""
+    @cached_property
+    def _augment(self) -> Augment:
+        return Augment(*self.images.shape[2:], self.device)
+
+    def batch(self, draw: Draw, hflip: bool, augment: float = 0.0) -> Batch:
+        """The rows of `draw`'s step. Images (and noise) float32 in [-1, 1]; augment: probability, see `augment`."""
         first = draw.step * draw.batch_size + draw.rows.start
         rows = self._rows_ahead if self._thread else self._rows
         images, labels, noise = rows(draw.seed, first, draw.rows.stop - draw.rows.start)
@@ -73,7 +79,10 @@ class Source:
             mirrored = (draw.uniform("hflip") < 0.5).reshape(-1, 1, 1, 1)
             images = torch.where(mirrored, images.flip(-1), images)
             noise = None if noise is None else torch.where(mirrored, noise.flip(-1), noise)
-        return Batch(images, labels, noise)
+        if not augment:
+            return Batch(images, labels, noise)
+        warp = drawn(draw, augment)
+        return Batch(self._augment(images, warp), labels, noise, warp.labels())
 
 
 def _fits(device: torch.device, sizes: Iterable[int]) -> bool:

@@ -86,23 +86,33 @@ class LossWatch:
             setattr(self, name, {key: value.to(self.sums[key].device) for key, value in values.items()})
 
 
+def _optimizer(net: nn.Module, config: TrainConfig, betas: tuple[float, float]) -> torch.optim.Optimizer:
+    """Of one network, by `config.optimizer`; RAdam (Liu et al. 2020) is the one that torch has not fused."""
+    common = {"lr": config.lr, "betas": betas, "weight_decay": config.weight_decay}
+    if config.optimizer == "radam":
+        return torch.optim.RAdam(net.parameters(), **common)
+    kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+    return kinds[config.optimizer](net.parameters(), **common, fused=True)
+
+
 class Run:
-    """All that a checkpoint holds: networks, their optimisers, the EMA, the watch over losses, the log so far."""
+    """All that a checkpoint holds: networks, their optimisers, averages, the watch over losses, the log so far.
+
+    averages: of the student's weights, by half-life (kimg).
+    """
 
     def __init__(
         self,
         nets: dict[str, nn.Module],
-        ema: nn.Module | None,
+        averages: Mapping[float, nn.Module],
         config: TrainConfig,
         adams: Mapping[str, Adam],
         device: torch.device,
     ):
-        self.nets, self.ema, self.config = nets, ema, config
+        self.nets, self.averages, self.config = nets, averages, config
         self.rates = {name: adams[name].rate if name in adams else 1.0 for name in nets}
         self.optimizers = {
-            name: torch.optim.Adam(
-                net.parameters(), lr=config.lr, betas=adams[name].betas if name in adams else config.betas, fused=True
-            )
+            name: _optimizer(net, config, adams[name].betas if name in adams else config.betas)
             for name, net in nets.items()
         }
         self.watch = LossWatch(list(nets), device)
@@ -126,7 +136,7 @@ class Run:
             "seconds": self.seconds,
             "nets": {name: net.state_dict() for name, net in self.nets.items()},
             "optimizers": {name: optimizer.state_dict() for name, optimizer in self.optimizers.items()},
-            "ema": None if self.ema is None else self.ema.state_dict(),
+            "averages": {halflife: average.state_dict() for halflife, average in self.averages.items()},
             "watch": self.watch.state(),
             "rows": [asdict(row) for row in self.rows],
         }
@@ -144,8 +154,8 @@ class Run:
         for name, net in self.nets.items():
             net.load_state_dict(state["nets"][name])
             self.optimizers[name].load_state_dict(state["optimizers"][name])
-        if self.ema is not None:
-            self.ema.load_state_dict(state["ema"])
+        for halflife, average in self.averages.items():
+            average.load_state_dict(state["averages"][halflife])
         self.watch.load(state["watch"])
         self.rows = [LogRow(**row) for row in state["rows"]]
         self.done, self.seconds = state["done"], state["seconds"]

@@ -1,16 +1,19 @@
 """What the catalogue reads from the sources is what registers itself when they are imported."""
 
+import dataclasses
 import subprocess
 import sys
 
 import pytest
 
 from onestep_bench import data, losses, methods, paths, samplers
+from onestep_bench.known import catalogue
 from onestep_bench.known.catalogue import KINDS, Entry, known
 from onestep_bench.methods import gdd, sfddm, slimflow
 from onestep_bench.models import zoo
 from onestep_bench.networks import SIZES
 from onestep_bench.scoring import references
+from onestep_bench.training import config
 
 REGISTERED = {
     "methods": methods.names,
@@ -23,6 +26,9 @@ REGISTERED = {
     "maps": lambda: sfddm._MAPS,
     "schedules": lambda: paths._SCHEDULES,
     "anneals": lambda: [*slimflow._SCHEDULES, "constant"],
+    "optimizers": lambda: config.OPTIMIZERS,
+    "decays": lambda: config.DECAYS,
+    "precisions": lambda: config.PRECISIONS,
     "zoo": lambda: zoo.NAMES,
 }
 # In a process of its own, where nothing but the catalogue has been imported.
@@ -58,6 +64,18 @@ def test_a_method_says_what_it_trains_on_and_what_it_is(name):
     entry, method = known("methods")[name], methods.get(name)
     assert (entry.data, entry.needs_teacher) == (method.data, method.needs_teacher)
     assert len(entry.text) > 20
+    assert list(entry.fields) == [field.name for field in dataclasses.fields(method.config)]
+    assert entry == catalogue._entry_of(method)  # as it is known once it has registered itself
+
+
+def test_the_fields_of_a_config_may_be_inherited_and_are_unknown_where_they_stand_elsewhere():
+    tree = catalogue.ast.parse(
+        "class A:\n  x: int\nclass B(A):\n  y: abc.Sequence[float]\nclass C(lab.Other):\n  z: int"
+    )
+    assert catalogue._fields(tree, "B") == {"x": "int", "y": "Sequence[float]"}
+    assert catalogue._fields(tree, "C") is None
+    assert catalogue._fields(tree, "D") is None
+    assert list(catalogue.training_fields()) == [field.name for field in dataclasses.fields(config.TrainConfig)]
 
 
 def test_whatever_a_person_can_list_has_a_line():

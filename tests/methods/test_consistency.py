@@ -1,14 +1,18 @@
 """Consistency distillation and tuning: the exact consistency function is their fixed point."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onestep_bench.denoiser import EDM, IdealDenoiser
+from onestep_bench import methods, networks
+from onestep_bench.denoiser import EDM, Denoiser, Flow, IdealDenoiser
 from onestep_bench.errors import OnestepError
+from onestep_bench.methods import consistency
 from onestep_bench.methods.consistency import (
     DistillationConfig,
     TuningConfig,
@@ -18,7 +22,10 @@ from onestep_bench.methods.consistency import (
     tuning_loss,
 )
 from onestep_bench.paths import VE
-from onestep_bench.samplers import heun
+from onestep_bench.samplers import heun, karras_times
+from onestep_bench.training.config import TrainConfig
+from onestep_bench.training.loop import fit
+from onestep_bench.training.source import Source
 
 POINT = torch.full((1, 1, 4, 4), 0.3, dtype=torch.float64)
 
@@ -36,6 +43,120 @@ class ToOnePoint(torch.nn.Module):
 class Biased(ToOnePoint):
     def forward(self, x, t, labels=None, *, want="x0"):
         return super().forward(x, t, want="x0") + 0.01 * torch.as_tensor(t).reshape(-1, 1, 1, 1)
+
+
+class Toy(torch.nn.Module):
+    """tanh(w y + b + p k) of the reference."""
+
+    def __init__(self, w, b, p):
+        super().__init__()
+        self.w, self.b, self.p = (torch.nn.Parameter(each.clone()) for each in (w, b, p))
+
+    def forward(self, y, k, labels=None):
+        hidden = torch.einsum("ij,njhw->nihw", self.w, y) + self.b.reshape(-1, 1, 1)
+        return torch.tanh(hidden + self.p.reshape(-1, 1, 1) * k.reshape(-1, 1, 1, 1))
+
+
+@pytest.fixture(scope="module")
+def reference():
+    """Arrays that the authors' code made (locuslab/ect, openai/consistency_models), float64."""
+    with np.load(Path(__file__).parents[1] / "reference" / "consistency.npz") as file:
+        return {key: torch.from_numpy(file[key]) for key in file.files if file[key].dtype.kind != "U"}
+
+
+def toy(reference, role, boundary=0.0):
+    return Denoiser(Toy(*(reference[f"{role}/{name}"] for name in "wbp")), EDM(boundary=boundary))
+
+
+def assert_gradients(network, loss, reference, group):
+    torch.testing.assert_close(loss, reference[f"{group}/loss"], rtol=1e-6, atol=1e-9)
+    loss.backward()
+    for name in "wbp":
+        wanted = reference[f"{group}/grad_{name}"]
+        torch.testing.assert_close(getattr(network.net, name).grad, wanted, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("stage", "c"), [(0, 0.0), (3, 0.0), (7, 0.03)])
+def test_tuning_is_the_released_loss(reference, stage, c):
+    student, group = toy(reference, "student"), f"ect/loss/stage{stage}_c{c:g}"
+    t = (2 * reference["ect/normal"] - 1.1).exp()
+    torch.testing.assert_close(t, reference["ect/t"])
+    r = nearer_level(t, 2.0 ** -(stage + 1))
+    torch.testing.assert_close(r, reference[f"{group}/r"], rtol=1e-12, atol=0)
+    assert_gradients(student, tuning_loss(student, reference["x"], reference["noise"], t, r, c), reference, group)
+
+
+@pytest.mark.parametrize("stage", [0, 3, 7])
+@pytest.mark.parametrize("q", [2, 256])
+def test_the_nearer_level_is_the_released_one(reference, stage, q):
+    wanted = reference[f"ect/r/q{q}_k8_b1_sigmoid_stage{stage}"]
+    torch.testing.assert_close(nearer_level(reference["ect/grid"], q ** -(stage + 1.0)), wanted, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("distance", ["l2", "l1"])
+def test_distillation_is_the_released_loss(reference, distance):
+    student, target = (toy(reference, role, boundary=0.002) for role in ("student", "target"))
+    teacher, levels = toy(reference, "teacher"), karras_times(int(reference["cm/levels"]))
+    torch.testing.assert_close(levels[:-1], reference["cm/sigmas"], rtol=1e-12, atol=0)
+    t, t_next = levels[reference["cm/index"]], levels[reference["cm/index"] + 1]
+    loss = distillation_loss(student, target, teacher, reference["x"], reference["noise"], t, t_next, distance)
+    assert_gradients(student, loss, reference, f"cm/cd_{distance}")
+
+
+class Dropping(torch.nn.Module):
+    """Answers dropout of ones, plus 0.01 times the level."""
+
+    def forward(self, x, t, labels=None, *, want="x0"):
+        return torch.nn.functional.dropout(torch.ones_like(x)) + 0.01 * t.reshape(-1, 1, 1, 1)
+
+
+def test_both_levels_of_tuning_drop_the_same():
+    t, r = rows([5.0, 1.0]), rows([5.0 - 1e-4, 1.0 - 1e-3])
+    # The masks cancel, and |f(t) - f(r)| / (t - r) of a slope 0.01 in 16 pixels is left; other masks would make it 1e4.
+    losses = [tuning_loss(Dropping(), noise(2), noise(2), t, r, 0.0).item() for _ in range(2)]
+    assert losses == pytest.approx([0.01 * 4] * 2, rel=1e-5)
+
+
+def distilled(dropout, **options):
+    """The student of three steps of consistency distillation on noise, and the names of what was trained."""
+    torch.manual_seed(0)
+    nets = [networks.sized("0.05M", 8, 1, dropout=dropout) for _ in range(2)]
+    for parameter in (parameter for net in nets for parameter in net.parameters()):
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    method, config = methods.get("consistency-distillation"), DistillationConfig(**options)
+    student = method.student(config, nets[0], None, None).train()
+    made = methods.Nets(student, Denoiser(nets[1], EDM()).eval().requires_grad_(False))
+    made.auxiliary = method.auxiliary(made, config)
+    source = Source(torch.randint(0, 256, (8, 1, 8, 8), dtype=torch.uint8), None, None, "cpu")
+    trained = {"student": student, **made.auxiliary}
+    training = TrainConfig(kimg=0.024, batch_size=8, accumulate=2)
+    rows = list(fit(method.objective(made, config), trained, source, training, seed=0))
+    return rows, set(trained)
+
+
+def test_without_decay_the_target_is_the_student_itself():
+    rows, names = distilled(0.0, target_decay=0.0)
+    followed, names_then = distilled(0.0, target_decay=1e-12)
+    assert names == {"student"}
+    assert names_then == {"student", "target"}
+    assert [row.loss for row in rows] == pytest.approx([row.loss for row in followed], rel=1e-6)
+    assert rows[-1].passes == {"student": 0.024 * (3 + 1)}
+
+
+def test_the_student_that_is_its_own_target_drops_the_same(monkeypatch):
+    with_dropout, without = (distilled(dropout, target_decay=0.0)[0] for dropout in (0.5, 0.0))
+    monkeypatch.setattr(consistency.losses, "same_dropout", lambda network, device: network)
+    apart = distilled(0.5, target_decay=0.0)[0]
+    assert with_dropout[0].loss < 3 * without[0].loss < apart[0].loss
+
+
+def test_a_boundary_is_where_a_student_is_the_identity():
+    net, as_distilled = networks.sized("0.05M", 8, 1), methods.get("consistency-distillation").student
+    student = as_distilled(DistillationConfig(boundary=0.002), net, EDM(0.7), None)
+    assert student.native == EDM(0.7, boundary=0.002)
+    assert as_distilled(DistillationConfig(), net, EDM(0.7, 0.002), None).native.boundary == 0.002
+    with pytest.raises(OnestepError, match="only an EDM network"):
+        as_distilled(DistillationConfig(boundary=0.002), net, Flow(), None)
 
 
 def rows(values):
@@ -115,7 +236,7 @@ def test_the_nearer_level_is_its_formula():
     assert nearer_level(rows([0.1]), 0.5).item() == 0  # the start of training is plain denoising
 
 
-@pytest.mark.parametrize("options", [{"levels": 1}, {"target_decay": 1.0}])
+@pytest.mark.parametrize("options", [{"levels": 1}, {"target_decay": 1.0}, {"boundary": -0.1}])
 def test_bad_options_of_distillation(options):
     with pytest.raises(OnestepError, match=next(iter(options))):
         DistillationConfig(**options)

@@ -19,6 +19,7 @@ from onestep_bench.methods.gdd import (
     layer_activity,
     r1_penalty,
 )
+from onestep_bench.networks import critics
 from onestep_bench.paths import VE
 from onestep_bench.samplers import euler, karras_times, one_step, uniform_times
 from onestep_bench.seeds import Draw
@@ -67,24 +68,30 @@ def test_an_unknown_variant_is_refused(refuses):
 
 def test_losses_are_non_saturating_and_means_over_all_logits():
     real, fake = torch.tensor([[0.0, 2.0], [-1.0, 3.0]]), torch.tensor([[1.0, 0.0]])
-    assert generator_loss(fake).item() == pytest.approx((math.log1p(math.exp(-1)) + math.log(2)) / 2)
+    assert generator_loss([fake]).item() == pytest.approx((math.log1p(math.exp(-1)) + math.log(2)) / 2)
     expected = (math.log1p(math.exp(1)) + math.log(2)) / 2 + F.softplus(-real).mean().item()
-    assert critic_loss(real, fake).item() == pytest.approx(expected)
+    assert critic_loss([real], [fake]).item() == pytest.approx(expected)
+
+
+def test_backbones_have_equal_votes_however_many_logits_they_have():
+    few, many = torch.full((3, 1), 2.0), torch.full((3, 9), -1.0)
+    expected = (math.log1p(math.exp(-2)) + math.log1p(math.exp(1))) / 2
+    assert generator_loss([few, many]).item() == pytest.approx(expected)
 
 
 def test_r1_of_a_linear_critic_is_its_closed_form():
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(3, 2 * 4 * 4, generator=generator, dtype=torch.float64)
     images = torch.randn(5, 2, 4, 4, generator=generator, dtype=torch.float64)
-    penalty = r1_penalty(lambda x: x.flatten(1) @ weight.T, images, gamma=0.7)
-    # Of three logits the sum is differentiated.
+    penalty = r1_penalty(lambda x: list((x.flatten(1) @ weight.T).split([1, 2], 1)), images, gamma=0.7)
+    # Of three logits, of two backbones, the sum is differentiated.
     assert penalty.item() == pytest.approx(0.7 / 2 * weight.sum(0).square().sum().item(), rel=1e-12)
 
 
 def test_r1_of_a_quadratic_critic_is_a_mean_over_images_and_has_the_right_gradient():
     images = torch.randn(6, 1, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     scale = torch.tensor(1.5, dtype=torch.float64, requires_grad=True)
-    penalty = r1_penalty(lambda x: scale * x.square().sum((1, 2, 3))[:, None], images, gamma=2.0)
+    penalty = r1_penalty(lambda x: [scale * x.square().sum((1, 2, 3))[:, None]], images, gamma=2.0)
     energy = (2 * images).square().sum((1, 2, 3)).mean().item()
     assert penalty.item() == pytest.approx(1.5**2 * energy)
     penalty.backward()
@@ -169,6 +176,47 @@ def test_lazy_r1_is_right_in_expectation(teacher):
 
     # The critic stands still here, so that every step's penalty is the same; spectral norms settle over the calls.
     assert total(6) == pytest.approx(total(1), rel=0.1)
+
+
+class Toy(torch.nn.Module):
+    """A critic of two backbones, with 3 and 5 logits an image, that keeps what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(1)
+        self.heads, self.seen = torch.nn.ModuleList(torch.nn.Linear(64, k) for k in (3, 5)), []
+
+    def forward(self, images, labels=None):
+        self.seen.append(images.detach())
+        return [head(images.flatten(1)).tanh() for head in self.heads]
+
+
+def gradient(loss, network):
+    network.zero_grad()
+    loss.backward()
+    return torch.cat([parameter.grad.flatten() for parameter in network.parameters()])
+
+
+def test_r1_is_to_the_adversarial_loss_what_it_is_in_the_released_code(teacher):
+    """There, of 64 images: sums over images and backbones of a mean over logits, and a mean over images for R1."""
+    gamma, interval = 0.3, 4
+    nets, _, config = nets_of(teacher, r1_gamma=gamma, r1_interval=interval)
+    toy = nets.auxiliary["critic"] = Toy()
+    real = images(64) / 127.5 - 1
+    losses = get("gdd").objective(nets, config)(Batch(real), draw(0, 64))
+    next(losses)  # the generator's
+    ours = [gradient(loss, toy) for loss, _ in losses]
+    _, shown, fake, _ = toy.seen  # the generator's step, then the critic's on real and fake images apart, then R1
+    assert torch.equal(shown, real)
+
+    adversarial = sum(F.softplus(row).mean() for logits in toy(fake) for row in logits)
+    adversarial = adversarial + sum(F.softplus(-row).mean() for logits in toy(real) for row in logits)
+    pixels = real.clone().requires_grad_(True)
+    (slope,) = torch.autograd.grad(sum(logits.sum() for logits in toy(pixels)), pixels, create_graph=True)
+    r1 = interval * (slope.square().sum([1, 2, 3]) * gamma / 2).mean()
+    released = gradient(adversarial, toy), gradient(r1, toy)
+    for found, expected in zip(ours, released, strict=True):
+        torch.testing.assert_close(found * 64 * 2, expected, rtol=1e-4, atol=1e-5)
 
 
 def test_every_loss_reaches_its_own_network_alone(teacher):
@@ -261,8 +309,67 @@ def test_lazy_r1_slows_the_critics_adam():
     assert get("gdd").adams(GDDConfig(r1_gamma=0.0), (0.0, 0.99))["critic"].betas == (0.0, 0.99)
 
 
+def pyramid(images, labels):
+    """Four maps of 56, 28, 14 and 7 pixels, as of an ImageNet network."""
+    images = F.interpolate(images, size=(56, 56), mode="bilinear")
+    return [F.avg_pool2d(images.expand(-1, 2 + k, -1, -1), 2**k) for k in range(4)]
+
+
+@pytest.fixture
+def released(teacher, monkeypatch):
+    """Function to networks and objective with the released critic, looking through pyramids."""
+    monkeypatch.setattr(critics, "timm_backbone", lambda name, device, layout: critics.Backbone(pyramid))
+    return lambda **options: nets_of(teacher, layout="released", critic="timm:one+timm:two", **options)
+
+
+def test_the_released_critic_trains_the_generator(released):
+    nets, objective, _ = released(gpu_batch=4)
+    before = copy.deepcopy(nets.auxiliary["critic"].state_dict())
+    training = TrainConfig(kimg=0.016, batch_size=8, lr=1e-3, betas=(0.0, 0.99))
+    trained = {"student": nets.student, **nets.auxiliary}
+    rows = list(fit(objective, trained, Source(images(), None, None, "cpu"), training, seed=0))
+    assert all(math.isfinite(loss) for row in rows for loss in row.losses.values())
+    after = nets.auxiliary["critic"].state_dict()
+    moved = {name.split(".")[0] for name, value in before.items() if not torch.equal(value, after[name])}
+    assert moved == {"heads"}
+
+
+def test_micro_batches_of_whole_groups_see_the_batch_statistics_of_the_whole(released):
+    nets, objective, _ = released(gpu_batch=4, r1_gamma=0.0)
+    nets.auxiliary["critic"].eval()  # spectral norms stand still
+    batch = images(8) / 127.5 - 1
+
+    def losses(*places):
+        draws = [Draw(0, 1, batch_size=8, rows=rows, progress=0.0) for rows in places]
+        parts = [[loss.item() for loss, _ in objective(Batch(batch[each.rows]), each)] for each in draws]
+        return [sum(each) / len(each) for each in zip(*parts, strict=True)]
+
+    assert losses(slice(0, 4), slice(4, 8)) == pytest.approx(losses(slice(0, 8)), rel=1e-5)
+
+
+@pytest.mark.parametrize(("rows", "batch_size"), [(4, 16), (12, 12), (2, 4)])
+def test_a_share_of_the_batch_that_cuts_a_group_is_refused(released, refuses, rows, batch_size):
+    _, objective, _ = released(gpu_batch=8)
+    share = Draw(0, 0, batch_size=batch_size, rows=slice(0, rows), progress=0.0)
+    with refuses("gdd", f"{rows} of {batch_size}", "multiple of", "gpu_batch"):
+        next(objective(Batch(images(rows) / 127.5 - 1), share))
+
+
+def test_a_batch_smaller_than_a_group_is_one(released):
+    _, objective, _ = released(gpu_batch=64)
+    assert len(list(objective(Batch(images(8) / 127.5 - 1), draw(0)))) == 3
+
+
+def test_the_released_layout_is_of_imagenets_networks(refuses):
+    for critic in ("teacher", "teacher+timm:vgg16_bn"):
+        with refuses("'released'", repr(critic), "timm:vgg16_bn+timm:tf_efficientnet_lite0"):
+            GDDConfig(layout="released", critic=critic)
+    with refuses("'releasd'", "did you mean 'released'?"):
+        GDDConfig(layout="releasd")
+
+
 @pytest.mark.parametrize(
-    "options", [{"r1_interval": 0}, {"critic_channels": 12}, {"critic_lr": 0.0}, {"r1_gamma": -1.0}]
+    "options", [{"r1_interval": 0}, {"critic_channels": 12}, {"critic_lr": 0.0}, {"r1_gamma": -1.0}, {"gpu_batch": 0}]
 )
 def test_bad_options_are_refused(options):
     with pytest.raises(OnestepError, match=next(iter(options))):

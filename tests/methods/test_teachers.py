@@ -6,12 +6,13 @@ import math
 import pytest
 import torch
 
-from onestep_bench import methods, study
+from onestep_bench import methods, networks, study
 from onestep_bench.data.registry import Dataset
-from onestep_bench.denoiser import IdealDenoiser, ddpm_denoiser
+from onestep_bench.denoiser import IdealDenoiser, ddpm_denoiser, edm_denoiser
 from onestep_bench.losses import velocity_loss
 from onestep_bench.methods.teacher import ddpm_loss, edm_loss
 from onestep_bench.paths import FLOW, VP, alphas_cumprod
+from onestep_bench.seeds import seed_for
 
 ABAR = alphas_cumprod("sigmoid", 100)
 
@@ -23,7 +24,7 @@ class Shifted(torch.nn.Module):
         super().__init__()
         self.denoiser, self.path, self.factor, self.offset = denoiser, denoiser.path, factor, offset
 
-    def forward(self, x, t, labels=None, *, want="x0"):
+    def forward(self, x, t, labels=None, *, want="x0", augment=None):
         x0 = self.factor * self.denoiser(x, t) + self.offset
         eps = self.path.from_x0(x, x0, t)
         return {"x0": x0, "eps": eps}[want] if want != "velocity" else self.path.velocity(x0, eps, t)
@@ -130,6 +131,48 @@ def test_every_method_starts_from_any_model(name, digits_like):
     assert model.size == "0.05M"
     assert math.isfinite(model.history[-1].loss)
     assert study.sample(model, [0, 1], steps=1).shape == (2, 1, 8, 8)
+
+
+@pytest.mark.parametrize("name", ["edm", "rectified-flow", "ddpm"])
+@pytest.mark.usefixtures("store_folder")
+def test_teachers_are_told_of_augmentation(name, digits_like):
+    asked = {"size": "0.05M", "kimg": 0.016, "batch_size": 8, "augment": 0.5}
+    model = study.train(name, digits_like, **asked)
+    torch.manual_seed(seed_for(0, "init"))
+    start = networks.sized("0.05M", 8, 1, augment_dim=9).state_dict()["map_augment.weight"]
+    # What never reached the network would have had no gradient.
+    assert model.denoiser.augment_dim == 9
+    assert not torch.allclose(model.denoiser.net.map_augment.weight.cpu(), start, atol=1e-6)
+    assert model.size == "0.05M"
+    assert study.sample(model, [0, 1], steps=1).shape == (2, 1, 8, 8)
+    onward = study.train(name, digits_like, init=model, **asked | {"size": None})
+    assert onward.denoiser.augment_dim == 9
+
+
+@pytest.mark.usefixtures("store_folder")
+def test_who_does_not_tell_its_student_is_refused_augmented_images(digits_like, refuses):
+    teacher = study.train("edm", digits_like, size="0.05M", kimg=0.008, batch_size=8)
+    with refuses("sfddm does not tell", "leave augment at 0"):
+        study.train("sfddm", digits_like, size="0.05M", kimg=0.008, teacher=teacher, augment=0.1)
+    with refuses("not built to be told", "init"):
+        study.train("edm", digits_like, kimg=0.008, init=teacher, augment=0.1)
+
+
+def test_a_network_is_told_what_it_takes(refuses):
+    denoiser = edm_denoiser(networks.sized("0.05M", 8, 1))
+    with refuses("takes 0 augmentation labels, not 9"):
+        denoiser(torch.zeros(2, 1, 8, 8), 1.0, augment=torch.zeros(2, 9))
+
+
+def test_no_labels_are_labels_of_nothing_and_others_are_heard():
+    torch.manual_seed(0)
+    net = networks.sized("0.05M", 8, 1, augment_dim=9)
+    for parameter in net.parameters():
+        parameter.data += 0.05 * torch.randn_like(parameter)
+    for denoiser in (edm_denoiser(net), edm_denoiser(net).on(FLOW), ddpm_denoiser(net, ABAR)):
+        x, t = torch.randn(2, 1, 8, 8), torch.full((2,), 0.5)
+        assert torch.equal(denoiser(x, t), denoiser(x, t, augment=torch.zeros(2, 9)))
+        assert not torch.allclose(denoiser(x, t), denoiser(x, t, augment=torch.ones(2, 9)))
 
 
 @pytest.mark.parametrize("name", methods.names())

@@ -63,10 +63,11 @@ def test_augmentation_labels_are_taken_in_and_left_out(tmp_path):
         assert torch.equal(found(x, 1.0), denoiser(x, 1.0))
 
 
-def test_gdd_keeps_its_own_boundary(tmp_path):
+@pytest.mark.parametrize("precond", ["GDDPrecond", "D2OPrecond"])
+def test_gdd_keeps_its_own_boundary(tmp_path, precond):
     torch.manual_seed(0)
     denoiser = edm_denoiser(sized("0.05M", 8, 1).eval())
-    path = written(tmp_path / "model.pkl", edm_bytes(denoiser, precond="GDDPrecond", eps=0.002))
+    path = written(tmp_path / "model.pkl", edm_bytes(denoiser, precond=precond, eps=0.002))
     found = load_pretrained(path, format="gdd")
     x, sigma, data, eps = torch.randn(3, 1, 8, 8), torch.tensor([80.0, 1.0, 0.002]).reshape(-1, 1, 1, 1), 0.5, 0.002
     root = (sigma**2 + data**2).sqrt()
@@ -83,7 +84,7 @@ def test_gdd_keeps_its_own_boundary(tmp_path):
 def test_what_edm_released_but_we_have_not_is_named(tmp_path, refuses):
     denoiser = edm_denoiser(sized("0.05M", 8, 1))
     path = written(tmp_path / "model.pkl", edm_bytes(denoiser, precond="VPPrecond"))
-    with refuses(str(path), "VPPrecond", "only EDMPrecond"):
+    with refuses(str(path), "VPPrecond", "only EDMPrecond, GDDPrecond, D2OPrecond"):
         load_pretrained(path)
     with refuses("in the format edm, not slimflow"):
         load_pretrained(written(path, edm_bytes(denoiser)), format="slimflow")

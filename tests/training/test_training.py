@@ -347,6 +347,8 @@ def test_warm_up_and_decay():
     assert [config.rate(step) for step in (0, 4, 9, 10, 99)] == pytest.approx([0.1, 0.5, 1, 1, 1])
     config = TrainConfig(kimg=10, batch_size=100, lr=2.0, lr_decay="cosine")
     assert [config.rate(step) for step in (0, 25, 50, 100)] == pytest.approx([2, 1 + math.sqrt(0.5), 1, 0])
+    config = TrainConfig(kimg=10, batch_size=100, lr=2.0, lr_decay="linear")
+    assert [config.rate(step) for step in (0, 25, 50, 99, 100)] == pytest.approx([2, 1.5, 1, 0.02, 0])
     both = TrainConfig(kimg=10, batch_size=100, lr=1.0, warmup_kimg=1, lr_decay="cosine")
     assert both.rate(0) == pytest.approx(0.1)
     assert both.rate(50) == pytest.approx(0.5)
@@ -455,11 +457,22 @@ def test_a_large_first_loss_is_no_explosion():
         ({"kimg": 0}, "positive"),
         ({"kimg": math.nan}, "positive"),
         ({"lr": -1.0}, "positive"),
-        ({"ema_halflife_kimg": 0.0}, "positive"),
+        ({"ema_halflife_kimg": -1.0}, "ema_halflife_kimg"),
+        ({"weight_decay": math.nan}, "weight_decay"),
+        ({"emas": [-1]}, "emas"),
+        ({"emas": 5}, "list of half-lives"),
+        ({"emas": [0, 0.0]}, "differ"),
+        ({"emas": [500]}, "ema_halflife_kimg=500"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": "0.1"}, "dropout"),
+        ({"augment": 12}, "augment"),
+        ({"optimizer": "radm"}, "did you mean 'radam'"),
+        ({"precision": "fp16"}, "unknown precision 'fp16'"),
+        ({"precision": {"student": "half"}}, "'half'"),
         ({"batch_size": 0}, "positive"),
         ({"batch_size": 6, "accumulate": 4}, "must divide"),
         ({"accumulate": 0}, "must divide"),
-        ({"lr_decay": "linear"}, "'linear'"),
+        ({"lr_decay": "linera"}, "did you mean 'linear'"),
     ],
 )
 def test_impossible_configurations_are_refused(options, said, refuses):

@@ -1,7 +1,7 @@
 """Model pickles of NVlabs/edm (Karras et al. 2022) and of GDD, which descends from it.
 
-A file is a dictionary whose `ema` is a preconditioning (EDMPrecond or GDDPrecond) that holds a network. The networks
-are those of `networks`, by name of class, argument and parameter.
+A file is a dictionary whose `ema` is a preconditioning that holds a network. The networks are those of `networks`, by
+name of class, argument and parameter. GDD's repository is now called D2O, and its preconditioning with it.
 """
 
 import numpy as np
@@ -13,6 +13,8 @@ from onestep_bench.denoiser import EDM
 from onestep_bench.errors import OnestepError
 from onestep_bench.models.zoo import Released
 
+GDD = ("GDDPrecond", "D2OPrecond")  # one preconditioning, by its names in the two repositories
+_READ = ("EDMPrecond", *GDD)
 _DEEPEST = 16  # modules within modules; the networks have six
 
 
@@ -24,10 +26,8 @@ def is_edm(content: object) -> bool:
 def released(content: dict) -> Released:
     """The averaged model of a file. Raises OnestepError for a preconditioning or network that we do not have."""
     precond = content["ema"]
-    if precond.name not in ("EDMPrecond", "GDDPrecond"):
-        raise OnestepError(
-            f"the model's preconditioning is {_short(precond.name)}; only EDMPrecond and GDDPrecond are read"
-        )
+    if precond.name not in _READ:
+        raise OnestepError(f"the model's preconditioning is {_short(precond.name)}; only {', '.join(_READ)} are read")
     model = precond.state.get("_modules", {}).get("model")
     if not isinstance(model, Record) or model.name not in networks.ARCHITECTURES:
         name = _short(getattr(model, "name", "missing"))
@@ -35,7 +35,7 @@ def released(content: dict) -> Released:
     config = {"arch": model.name, **_arguments(model)}
     state: dict[str, Tensor] = {}
     _collect(model, "", state, seen=set(), depth=0)
-    boundary = float(precond.state.get("eps", 0.002)) if precond.name == "GDDPrecond" else 0.0
+    boundary = float(precond.state.get("eps", 0.002)) if precond.name in GDD else 0.0
     native = EDM(float(precond.state.get("sigma_data", 0.5)), boundary)
     return Released(config, state, native)
 
