@@ -10,7 +10,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from urllib.parse import urlparse
 
 import torch
 
@@ -24,11 +23,11 @@ from onestep_bench.models.pairing import invert_pairs, make_pairs  # noqa: F401 
 from onestep_bench.models.pretrained import find, is_key, load_pretrained
 from onestep_bench.models.sampling import sample  # noqa: F401
 from onestep_bench.models.snapshots import average_weights, checked, kept_at
-from onestep_bench.scoring import evaluation, references
+from onestep_bench.scoring import references
 from onestep_bench.scoring.evaluation import evaluate_images  # noqa: F401
+from onestep_bench.scoring.published import evaluate  # noqa: F401  (a notebook calls study.evaluate)
 from onestep_bench.scoring.rows import MIME, bundle
 from onestep_bench.seeds import seed_for
-from onestep_bench.store.downloads import fetch
 from onestep_bench.store.files import file_digest, write_json
 from onestep_bench.training import augment, ranks, together
 from onestep_bench.training.config import TrainConfig
@@ -316,39 +315,6 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots,
         except KeyboardInterrupt as interrupt:  # that came between two steps: `fit` keeps what it has
             steps.throw(interrupt)
     return rows
-
-
-def evaluate(
-    model: Model, data: Dataset, *, features: str | Sequence[str] = "auto", reference: str = "", **asked
-) -> dict:
-    """Score a model as `evaluation.evaluate` does; with `reference` also against published statistics.
-
-    reference: a file of mu and sigma, its path (as `data.load` finds one) or https address, downloaded once into
-    `references` in the data folder. Those of the judges that are Inception score against it, in rows of their own
-    protocol. Raises OnestepError if none of them is.
-    """
-    found = evaluation.evaluate(model, data, features=features, **asked)
-    if not reference:
-        return found
-    named = [features] if isinstance(features, str) else features
-    judges = [name for name in named if name.startswith("inception")]
-    if not judges:
-        raise OnestepError(f"{reference} is of Inception's features; name inception or inception-legacy as a judge too")
-    published = references.Statistics(data.name, _statistics_at(reference))
-    more = evaluation.evaluate(model, published, features=judges, **asked)
-    return found | {"rows": found["rows"] + more["rows"]}
-
-
-def _statistics_at(reference: str) -> Path:
-    folder = Path(os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
-    if reference.startswith("https://"):
-        target = folder / "references" / Path(urlparse(reference).path).name
-        fetch(target, [reference])
-        return target
-    for path in (Path(reference).expanduser(), folder / reference):
-        if path.is_file():
-            return path
-    raise OnestepError(f"no file of statistics {reference} (looked in {folder} too); correct the path")
 
 
 def record(*bundles: dict) -> None:
