@@ -246,6 +246,9 @@ def _student(method, config, data, size, class_counts, seed, init, teacher) -> D
         shape = data.shape
         torch.manual_seed(seed_for(seed, "init"))
         net, native = networks.sized(size, shape[-1], shape[0], label_dim=len(class_counts)).to(device()), None
+    if method.two_times and not net.two_times:
+        torch.manual_seed(seed_for(seed, "second time"))
+        net.add_second_time()
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 
 
@@ -271,6 +274,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots)
             seed=seed_for(seed, "train"),
             adams=method.adams(config, training.betas),
             ema=ema,
+            group=method.group(config),
             networks=_asked(nets),
             after=kept_at(ema, folder, snapshots, training),
             checkpoint=folder / "checkpoint.pt",

@@ -74,6 +74,15 @@ def flow_map(arrays, role="net", **more):
     return FlowMap(Denoiser(Velocity(arrays, role, **more), Flow(plain=True)))
 
 
+def turned(arrays, role):
+    """A toy whose time is 0 at noise, in our time and direction."""
+    flow = flow_map(arrays, role, told=lambda t, h: (1 - t, h))
+    net = flow.denoiser.net
+    answer = net.forward
+    net.forward = lambda *given, **more: -answer(*given, **more)
+    return flow
+
+
 def edm(arrays, role, boundary=0.0):
     """The toy D as a denoiser on VE."""
     return Denoiser(Inner(arrays, role), EDM(0.5, boundary))
