@@ -24,7 +24,8 @@ from onestep_bench.models.pretrained import find, is_key, load_pretrained
 from onestep_bench.models.sampling import sample  # noqa: F401
 from onestep_bench.models.snapshots import average_weights, checked, kept_at
 from onestep_bench.scoring import references
-from onestep_bench.scoring.evaluation import evaluate, evaluate_images  # noqa: F401  (a notebook calls study.evaluate)
+from onestep_bench.scoring.evaluation import evaluate_images  # noqa: F401
+from onestep_bench.scoring.published import evaluate  # noqa: F401  (a notebook calls study.evaluate)
 from onestep_bench.scoring.rows import MIME, bundle
 from onestep_bench.seeds import seed_for
 from onestep_bench.store.files import file_digest, write_json

@@ -17,8 +17,9 @@ from tqdm import tqdm
 from onestep_bench import store
 from onestep_bench.cli.terminal import print_table, use_store
 from onestep_bench.errors import OnestepError, near_miss, needs_extra
-from onestep_bench.grid import progress
+from onestep_bench.grid import cost, files, progress
 from onestep_bench.grid.cells import Cell, Grid, Status, failed_path
+from onestep_bench.grid.changes import Changes
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.grid.schedule import expected
 from onestep_bench.known.catalogue import known
@@ -27,6 +28,8 @@ from onestep_bench.units import duration
 
 _NOTEBOOKS = "default: `notebooks` in the grid, else notebooks/ beside its folder, else in this one"
 _OUT = "default: `out` in the grid, else reports/NAME beside the notebooks found, else in this folder"
+_SCALE = "of every budget, 0.001 to try a grid out; such a run has results of its own, in reports/NAME-scale0.001"
+_SET = "a parameter of every cell that declares it, VALUE in YAML; NAME.KEY of a mapping; may be repeated"
 
 
 def add_commands(commands) -> None:
@@ -45,6 +48,8 @@ def add_commands(commands) -> None:
             sub.add_argument("grid", type=Path, metavar="FILE.yaml", help="the grid")
         sub.add_argument("--notebooks", type=Path, metavar="DIR", help=_NOTEBOOKS)
         sub.add_argument("--out", type=Path, metavar="DIR", help=_OUT)
+        sub.add_argument("--scale", type=float, default=1.0, metavar="FACTOR", help=_SCALE)
+        sub.add_argument("--set", action="append", default=[], metavar="NAME=VALUE", help=_SET)
         if command in (_plan, _run):
             sub.add_argument("--store", type=Path, metavar="DIR", help="artifact store (ONESTEP_STORE of the cells)")
         if command is _run:
@@ -63,7 +68,8 @@ def _positive(text: str) -> int:
 
 
 def _grid(options: argparse.Namespace) -> Grid:
-    return read_grid(options.grid, notebooks=options.notebooks, out=options.out)
+    changes = Changes.of(options.scale, options.set)
+    return read_grid(options.grid, notebooks=options.notebooks, out=options.out, changes=changes)
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -92,7 +98,48 @@ def _plan(options: argparse.Namespace) -> int:
     print(f"\n{len(grid.cells)} cells; results go to {grid.out}, artifacts to {store.root()}")
     if told := _time_ahead(grid, statuses):
         print(told)
+    ahead = [status.cell for status in statuses if status.state != "done"]
+    for line in (*_hours(grid, ahead), *_figures(grid), *_missing(grid, ahead)):
+        print(line)
     return 0
+
+
+def _hours(grid: Grid, ahead: Sequence[Cell]) -> list[str]:
+    """GPU-hours of the cells that are not done, by stage and in all, and how they are known."""
+    if not grid.rate:
+        return []
+    costs = {}
+    for name, stage in grid.stages.items():
+        cells = [stage.declared | cell.parameters for cell in ahead if cell.stage == name]
+        if cells and (stage.passes.each or stage.passes.once):
+            costs[name] = cost.hours(stage.passes, cells, grid.rate)
+    known = [hours for hours in costs.values() if hours is not None]
+    told = ["", f"GPU-hours ahead, at {grid.rate.teramacs:g} * 10^12 multiply-accumulates a second: {grid.rate.of}"]
+    told += [f"  {'unknown' if hours is None else f'{hours:.3g}':>7}  {name}" for name, hours in costs.items()]
+    return [*told, f"  {sum(known):>7.3g}  in all" + ", of those that are known" * (len(known) < len(costs))]
+
+
+def _figures(grid: Grid) -> list[str]:
+    """The published figures that stages are to meet."""
+    lines = [
+        f"  {name}: FID {figure['fid']:g}, {figure['at']} ({figure['source']})"
+        for name, stage in grid.stages.items()
+        for figure in stage.published
+    ]
+    return ["", "published, to be met:", *lines] if lines else []
+
+
+def _missing(grid: Grid, ahead: Sequence[Cell]) -> list[str]:
+    """The files that these cells want and that are not there, and where they are looked for."""
+    lines = [f"  {one.what} {one.name}{_looked_for(one)}" for one in files.missing(files.needed(grid, ahead))]
+    return ["", "not there yet:", *lines] if lines else []
+
+
+def _looked_for(one: files.Needed) -> str:
+    if not one.places:
+        return ""
+    how = "downloaded when it is needed, to" if one.fetched else "put it at"
+    return f": {how} {' or '.join(map(str, one.places))}"
 
 
 def _time_ahead(grid: Grid, statuses: Sequence[Status]) -> str:
@@ -157,6 +204,7 @@ def _reuse(status: Status) -> str:
 def _run(options: argparse.Namespace) -> int:
     grid = _afresh(_grid(options), options.fresh)
     needs_extra("grid", "running a grid", "distributed", "papermill", "ipykernel", "psutil")
+    _check_files(grid)
     from onestep_bench.grid import engine
 
     where = {"workers": options.workers, "scheduler": options.scheduler, "cluster": options.cluster}
@@ -167,6 +215,15 @@ def _run(options: argparse.Namespace) -> int:
         drafts.finish()
     _render(grid)
     return _exit_code(statuses)
+
+
+def _check_files(grid: Grid) -> None:
+    """Raise OnestepError for files that are not there and cannot be downloaded: not an hour later, in a cell."""
+    ahead = [status.cell for status in progress.survey(grid) if status.state != "done"]
+    if lacking := [one for one in files.missing(files.needed(grid, ahead)) if not one.fetched]:
+        first = lacking[0]
+        more = f", and {len(lacking) - 1} more; see onestep-bench plan" if lacking[1:] else ""
+        raise OnestepError(f"{grid.path}: there is no {first.what} {first.name}{_looked_for(first)}{more}")
 
 
 def _afresh(grid: Grid, stages: list[str]) -> Grid:
@@ -189,6 +246,7 @@ class _Drafts:
     def __init__(self, options: argparse.Namespace):
         folders = [("--notebooks", options.notebooks), ("--out", options.out)]
         named = [text for name, folder in folders if folder for text in (name, str(folder))]
+        named += ["--scale", str(options.scale), *(word for text in options.set for word in ("--set", text))]
         self.command = [sys.executable, "-m", "onestep_bench.cli", "report", str(options.grid), *named]
         self.thread: threading.Thread | None = None
         self.last = -math.inf

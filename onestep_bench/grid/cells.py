@@ -1,11 +1,12 @@
 """A grid as it is planned: its cells, and what is known of each from the files of earlier runs."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError
+from onestep_bench.grid.cost import Passes, Rate
 from onestep_bench.grid.parameters import read_notebook
 from onestep_bench.store.artifacts import META, Artifact
 from onestep_bench.store.files import same_data
@@ -41,14 +42,31 @@ class Cell:
 
 
 @dataclass(frozen=True)
+class Stage:
+    """What a plan says of a stage's cells together. declared: the defaults of their notebook.
+
+    published: figures they are to meet, each {fid, at, source}.
+    """
+
+    declared: dict
+    passes: Passes
+    published: tuple[dict, ...] = ()
+
+
+@dataclass(frozen=True)
 class Grid:
-    """The cells of one YAML file, in an order that respects their needs."""
+    """The cells of one YAML file, in an order that respects their needs.
+
+    stages: by name, in that order. rate: what its costs are told by.
+    """
 
     name: str
     title: str
     path: Path
     out: Path
     cells: tuple[Cell, ...]
+    stages: dict[str, Stage] = field(default_factory=dict)
+    rate: Rate | None = None
 
     @property
     def executed(self) -> Path:

@@ -11,53 +11,75 @@ import json
 import os
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from urllib.parse import quote
 
-import yaml
-
 from onestep_bench import __version__
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.grid.cells import Cell, Grid
+from onestep_bench.grid.cells import Cell, Grid, Stage
+from onestep_bench.grid.changes import Changes
+from onestep_bench.grid.cost import Passes, read_passes, read_rate
+from onestep_bench.grid.document import mapping, names_in, read_yaml, refuse_unknown, text_of
+from onestep_bench.grid.files import awaited
 from onestep_bench.grid.parameters import Notebook, checked, kind
 from onestep_bench.known import plugins
 from onestep_bench.known.values import check
 from onestep_bench.store.provenance import normal
 from onestep_bench.units import bytes_of, seconds_of
 
-_TOP_KEYS = ("name", "title", "dataset", "defaults", "notebooks", "out", "plugins", "limit", "memory", "stages")
-_STAGE_KEYS = ("notebook", "needs", "over", "parameters", "gpus", "limit", "memory", "takes")
+_TOP_KEYS = (
+    *("name", "title", "dataset", "defaults", "notebooks", "out", "plugins"),
+    *("limit", "memory", "rate", "stages"),
+)
+_STAGE_KEYS = (
+    *("notebook", "needs", "over", "parameters", "gpus", "limit", "memory", "takes"),
+    *("passes", "once", "published"),
+)
+_PUBLISHED_KEYS = ("fid", "at", "source")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]*")
 # File names hold 255 bytes; the partial file adds a dot and '.partial.ipynb', its replacement a random suffix.
 _LONGEST_ID = 200
 
 
-def read_grid(path: Path | str, *, notebooks: Path | str | None = None, out: Path | str | None = None) -> Grid:
+def read_grid(
+    path: Path | str,
+    *,
+    notebooks: Path | str | None = None,
+    out: Path | str | None = None,
+    changes: Changes | None = None,
+) -> Grid:
     """Plan the grid that a YAML file describes.
 
     notebooks: folder of the notebooks; by default what the grid's key `notebooks` names, else `notebooks` beside the
-    YAML's folder, else in the working folder. out: where results go; by default what its key `out` names, else
-    `reports/NAME` beside the notebooks that were found, or in the working folder if they were named. Paths in the YAML
-    are relative to its own folder. Its plug-ins are named to this process and to those it starts.
+    YAML's folder or that folder's, else in the working folder. out: where results go; by default what its key `out`
+    names, else `reports/NAME` beside the notebooks that were found, or in the working folder if they were named. Paths
+    in the YAML are relative to its own folder. changes: of budgets and parameters, which make it a grid with results
+    of its own. Its plug-ins are named to this process and to those it starts. A file that is not there yet is no
+    mistake: see `files.needed`.
     Raises OnestepError, naming file, stage and key, at the first mistake.
     """
     path = Path(path)
-    document = _read_yaml(path)
-    _refuse_unknown(document, _TOP_KEYS, f"{path}: ")
+    document = read_yaml(path)
+    refuse_unknown(document, _TOP_KEYS, f"{path}: ")
     named = Path(notebooks).absolute() if notebooks else _named_folder(document, "notebooks", path)
     plugins.use(_read_plugins(document.get("plugins", []), path))
-    out = Path(out).absolute() if out else _named_folder(document, "out", path)
     house = Path.cwd() if named else _house(document, path)
     stages = _read_stages(document, path, named or house / "notebooks")
+    changes = changes or Changes()
+    changes.check({key for stage in stages.values() for key in stage.notebook.declared}, f"{path}: ")
     name = _folder_name(document.get("name"), path)
+    if named_out := _named_folder(document, "out", path):
+        named_out = named_out.with_name(named_out.name + changes.suffix)
     return Grid(
-        name=name,
-        title=_text_of(document.get("title", name), f"{path}: title"),
+        name=name + changes.suffix,
+        title=text_of(document.get("title", name), f"{path}: title"),
         path=path,
-        out=out or house / "reports" / name,
-        cells=tuple(_cells(stages, _read_defaults(document, stages, path))),
+        out=(Path(out).absolute() if out else named_out) or house / "reports" / (name + changes.suffix),
+        cells=tuple(_cells(stages, _read_defaults(document, stages, path), changes)),
+        stages={stage.name: Stage(stage.notebook.declared, stage.passes, stage.published) for stage in stages.values()},
+        rate=read_rate(document.get("rate"), f"{path}: "),
     )
 
 
@@ -75,13 +97,13 @@ def _read_plugins(listed: object, path: Path) -> list[str]:
 def _named_folder(document: dict, key: str, path: Path) -> Path | None:
     if key not in document:
         return None
-    named = Path(_text_of(document[key], f"{path}: {key}")).expanduser()
+    named = Path(text_of(document[key], f"{path}: {key}")).expanduser()
     return Path(os.path.abspath(path.parent / named))
 
 
 def _house(document: dict, path: Path) -> Path:
     """The folder that `notebooks` and `reports` stand in: round the grid's folder, or the one a person works in."""
-    houses = (Path(os.path.abspath(path)).parent.parent, Path.cwd())
+    houses = (*list(Path(os.path.abspath(path)).parents)[1:3], Path.cwd())
     found = [house for house in houses if (house / "notebooks").is_dir()]
     if not found:
         looked = " nor ".join(dict.fromkeys(str(house / "notebooks") for house in houses))
@@ -98,60 +120,6 @@ def _house(document: dict, path: Path) -> Path:
 
 def _has_any(folder: Path, files: list) -> bool:
     return any((folder / file).is_file() for file in files if isinstance(file, str))
-
-
-# ---- YAML ------------------------------------------------------------------------------------------------------------
-
-
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):
-    """PyYAML keeps the last of two equal keys without a word; here that is an error."""
-
-    def construct_mapping(self, node, deep=False):
-        seen = set()
-        for key in (key for key, _ in node.value if isinstance(key, yaml.ScalarNode)):
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"duplicate key {key.value!r}", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-def _read_yaml(path: Path) -> dict:
-    try:
-        document = yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError as error:
-        hint = near_miss(path.name, _names(path.parent, "*.yaml"))
-        raise OnestepError(f"{path} does not exist{hint}") from error
-    except OSError as error:
-        raise OnestepError(f"cannot read {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise OnestepError(f"{path} is not UTF-8 text: {error.reason} at byte {error.start}") from error
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{path}:{mark.line + 1}" if mark else f"{path}"
-        raise OnestepError(f"{where}: {getattr(error, 'problem', None) or error}") from error
-    return _mapping(document, f"{path}: the file")
-
-
-def _names(folder: Path, pattern: str) -> list[str]:
-    return [path.name for path in folder.glob(pattern) if not path.name.startswith(".")]
-
-
-def _mapping(value: object, what: str) -> dict:
-    if not isinstance(value, dict):
-        raise OnestepError(f"{what} must be a mapping (key: value), not {kind(value)}")
-    return value
-
-
-def _text_of(value: object, what: str) -> str:
-    if not isinstance(value, str) or not value.strip():
-        raise OnestepError(f"{what} must be text, not {kind(value)}")
-    return value
-
-
-def _refuse_unknown(mapping: dict, known: tuple[str, ...], where: str) -> None:
-    for key in mapping:
-        if key not in known:
-            raise OnestepError(f"{where}unknown key {key!r}{near_miss(str(key), known)}")
 
 
 def _folder_name(name: object, path: Path) -> str:
@@ -172,6 +140,8 @@ class _Stage:
     parameters: dict
     over: list[list[dict]]  # of each axis its points, each the values of one name, or of several that move together
     bounds: dict  # gpus, limit, memory and takes of its cells
+    passes: Passes
+    published: tuple[dict, ...]
     cells: list[Cell] = field(default_factory=list)
 
     @property
@@ -189,7 +159,7 @@ class _Stage:
 
 def _read_stages(document: dict, path: Path, folder: Path) -> dict[str, _Stage]:
     """Stages by name, each after those it needs."""
-    raw = _mapping(document.get("stages"), f"{path}: stages")
+    raw = mapping(document.get("stages"), f"{path}: stages")
     if not raw:
         raise OnestepError(f"{path}: stages is empty; name at least one")
     if not folder.is_dir():
@@ -214,16 +184,16 @@ def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise OnestepError(f"{path}: stage name {name!r} must be letters, digits, '-' and '_' (it names files)")
     where = f"{path}: stage {name!r}: "
-    value = _mapping(value, f"{path}: stage {name!r}")
-    _refuse_unknown(value, _STAGE_KEYS, where)
-    file = _text_of(value.get("notebook"), f"{where}notebook")
+    value = mapping(value, f"{path}: stage {name!r}")
+    refuse_unknown(value, _STAGE_KEYS, where)
+    file = text_of(value.get("notebook"), f"{where}notebook")
     if not (folder / file).is_file():
-        raise OnestepError(f"{where}no notebook {file!r} in {folder}{near_miss(file, _names(folder, '*.ipynb'))}")
+        raise OnestepError(f"{where}no notebook {file!r} in {folder}{near_miss(file, names_in(folder, '*.ipynb'))}")
     if file not in notebooks:
         notebooks[file] = Notebook.read(folder / file)
     declared = notebooks[file].declared
-    parameters = _mapping(value.get("parameters", {}), f"{where}parameters")
-    over = _mapping(value.get("over", {}), f"{where}over")
+    parameters = mapping(value.get("parameters", {}), f"{where}parameters")
+    over = mapping(value.get("over", {}), f"{where}over")
     varied = [name for key in over for name in str(key).split("+")]
     if twice := next((name for name in varied if varied.count(name) > 1), None):
         raise OnestepError(f"{where}over: {twice!r} stands in two axes; keep one")
@@ -235,7 +205,22 @@ def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks
         parameters={key: checked(key, given, declared, file, where) for key, given in parameters.items()},
         over=[_read_axis(key, values, parameters, declared, file, where) for key, values in over.items()],
         bounds={**common, **_read_bounds(value, where)},
+        passes=read_passes(value, declared, where),
+        published=_read_published(value.get("published", []), where),
     )
+
+
+def _read_published(listed: object, where: str) -> tuple[dict, ...]:
+    """The figures a stage is to meet: [{fid, at, source}]."""
+    if not isinstance(listed, list):
+        raise OnestepError(f"{where}published must be a list of {{fid, at, source}}, not {kind(listed)}")
+    for figure in listed:
+        refuse_unknown(mapping(figure, f"{where}published"), _PUBLISHED_KEYS, f"{where}published: ")
+        if type(figure.get("fid")) not in (int, float):
+            raise OnestepError(f"{where}published: fid must be a number, not {kind(figure.get('fid'))}")
+        for key in ("at", "source"):
+            text_of(figure.get(key), f"{where}published: {key}")
+    return tuple(listed)
 
 
 def _read_bounds(mapping: dict, where: str) -> dict:
@@ -278,7 +263,7 @@ def _read_axis(key: str, values: object, parameters: dict, declared: dict, file:
 
 def _read_defaults(document: dict, stages: dict[str, _Stage], path: Path) -> dict:
     """The parameters for every stage whose notebook declares them; `dataset: x` at the top is short for one of them."""
-    defaults = dict(_mapping(document.get("defaults", {}), f"{path}: defaults"))
+    defaults = dict(mapping(document.get("defaults", {}), f"{path}: defaults"))
     if "dataset" in document and defaults.setdefault("dataset", document["dataset"]) != document["dataset"]:
         raise OnestepError(f"{path}: `dataset` and `defaults: dataset` differ; keep one")
     declared = {key for stage in stages.values() for key in stage.notebook.declared}
@@ -291,7 +276,7 @@ def _read_defaults(document: dict, stages: dict[str, _Stage], path: Path) -> dic
 # ---- cells -----------------------------------------------------------------------------------------------------------
 
 
-def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
+def _cells(stages: dict[str, _Stage], defaults: dict, changes: Changes) -> Iterator[Cell]:
     twins: dict[str, str] = {}
     for stage in stages.values():
         declared, file = stage.notebook.declared, stage.notebook.path.name
@@ -302,15 +287,32 @@ def _cells(stages: dict[str, _Stage], defaults: dict) -> Iterator[Cell]:
         }
         needed = [_by_shared_axes(stages[need], stage) for need in stage.needs]
         code = _code(stage.notebook)
-        for point in stage.points:
-            cell = _cell(stage, {**common, **stage.parameters}, point, needed, code)
+        for parameters, point in _changed(stage, common, changes):
+            cell = _cell(stage, parameters, point, needed, code)
             # Equal digests would do the same work twice; equal ids (text '1' and number 1) would share one file.
-            twin = twins.get(cell.digest) or twins.get(cell.id)
+            # What the command line made equal is not worth refusing: the second finds what the first made.
+            twin = (changes == Changes() and twins.get(cell.digest)) or twins.get(cell.id)
             if twin:
                 raise OnestepError(f"{stage.where}cells {twin} and {cell.id} are the same run of {file}; remove one")
             twins[cell.digest] = twins[cell.id] = cell.id
             stage.cells.append(cell)
-            yield cell
+            yield cell if changes == Changes() else replace(cell, takes=None)  # which is that of the grid as it stands
+
+
+def _changed(stage: _Stage, common: dict, changes: Changes) -> Iterator[tuple[dict, dict]]:
+    """The parameters of each cell as the command line changes them, and what they are on the axes: each point once."""
+    declared, file, where = stage.notebook.declared, stage.notebook.path.name, f"{stage.where}--set: "
+    known = []
+    for point in stage.points:
+        given = {**common, **stage.parameters, **point}
+        parameters = changes.applied(given, declared)
+        for key, value in parameters.items():
+            if value != given.get(key):
+                parameters[key] = checked(key, value, declared, file, where)
+        changed = {key: parameters[key] for key in point}
+        if changed == point or changed not in known:
+            known.append(changed)
+            yield parameters, changed
 
 
 @dataclass(frozen=True)
@@ -345,9 +347,9 @@ def _assigned(part: ast.Module | str) -> list[str]:
 
 
 def _cell(stage: _Stage, parameters: dict, point: dict, needed: list["_Needed"], code: _Code) -> Cell:
-    parameters = {**parameters, **point}
     declared, folder = stage.notebook.declared, stage.notebook.path.parent  # where its kernel starts
-    check(parameters, {**declared, **parameters}, declared, folder, stage.where)
+    given = {name: value for name, value in parameters.items() if not awaited(name, value, folder)}
+    check(given, {**declared, **parameters}, declared, folder, stage.where)
     name = "-".join([stage.name, *(f"{key}={_file_text(value)}" for key, value in point.items())])
     if len(name) > _LONGEST_ID:
         raise OnestepError(f"{stage.where}cell id {name[:60]}... has {len(name)} characters; use fewer or shorter axes")

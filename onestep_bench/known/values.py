@@ -179,7 +179,7 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("purpose", _choice("result", "search")),
     ("variants", _each(_one_of("variants"))),
     ("map|other_maps", _each(_one_of("maps"))),
-    ("schedule", _one_of("schedules")),
+    ("schedule", _one_of("schedules", "karras")),  # which is progressive's alone
     ("anneal", _one_of("anneals")),
     ("distance|kd_distance|cd_distance", _distance),
     ("critic", _critic),
