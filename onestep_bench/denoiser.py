@@ -79,20 +79,23 @@ class Flow:
     """A velocity network of a rectified flow, conditioned on 999 (1-t) as SlimFlow's are; no preconditioning.
 
     Levels beyond `NOISE_END`, where no flow is trained, are asked as `NOISE_END`.
+    plain: conditioned on t itself, all the way to 1: of what is differentiated in t, where a slope of 999 would drown
+    all else (Lu and Song 2024, arXiv:2410.11081, Sec. 4).
     """
 
+    plain: bool = False
     path = FLOW
     # The lower end only keeps eps finite on other paths; a flow is trained down to the data.
     ratios = (1e-4, float("inf"))
 
     def inputs(self, x, t):
-        return x, 999 * (1 - t.clamp(max=NOISE_END))
+        return x, t if self.plain else 999 * (1 - t.clamp(max=NOISE_END))
 
     def __call__(self, net, x, t, labels):
         return "velocity", net(*self.inputs(x, t), labels)
 
     def spec(self):
-        return {"name": "flow"}
+        return {"name": "flow", "plain": True} if self.plain else {"name": "flow"}
 
 
 @dataclass(frozen=True)
@@ -142,6 +145,10 @@ class Denoiser(nn.Module):
         """Labels by which the network is told how its images were augmented; 0 if it takes none."""
         return getattr(self.net, "augment_dim", 0)
 
+    def two_times(self) -> bool:
+        """Whether the network can be told how far a jump is to go, and so be a flow map."""
+        return getattr(self.net, "two_times", False)
+
     def on(self, path: Path) -> "Denoiser":
         """The same network (shared, not copied) seen on another path."""
         return Denoiser(self.net, self.native, path)
@@ -159,11 +166,13 @@ class Denoiser(nn.Module):
         *,
         want: str = "x0",
         augment: Tensor | None = None,
+        gap: Tensor | float | None = None,
     ) -> Tensor:
         """Predict x0, eps or velocity on `path`.
 
         x: (n, c, h, w) at level t of `path`; t: scalar or (n,); labels: (n,) integers or one-hot (n, num_classes).
         augment: (n, augment_dim), what was done to the images in training; None, which is 0, asks for them as they are.
+        gap: of a network with two times, how far the answer is to carry (see `FlowMap`); None is 0, a denoiser's.
         Returns (n, c, h, w) in the dtype of x; the network itself runs in the dtype of its parameters.
         Raises OnestepError for an unknown `want` or labels the network does not take.
         """
@@ -171,15 +180,17 @@ class Denoiser(nn.Module):
             raise OnestepError(f"cannot predict {want!r}{near_miss(want, WANTS)}")
         # Levels keep at least the precision of x: the samplers step in float64.
         t = torch.as_tensor(t, device=x.device, dtype=x.dtype).expand(len(x))
+        if gap is not None:
+            gap = torch.as_tensor(gap, device=x.device, dtype=x.dtype).expand(len(x))
         if self.path == self.native.path:
-            return self._answer(*self._ask(x, t, labels, augment), x, t, want)
+            return self._answer(*self._ask(x, t, labels, augment, gap), x, t, want)
         low, high = self.native.ratios
         low = torch.tensor(low, dtype=x.dtype, device=x.device)
         t = torch.maximum(t, self.path.t_at(low))
         level = self.native.path.t_at(self.path.ratio(t).clamp(low, high))
         # The noise keeps its size where the ratio is out of range: at the noise end x is all noise.
         scale = spread(self.native.path.sigma(level) / self.path.sigma(t), x)
-        what, prediction = self._ask(x * scale, level, labels, augment)
+        what, prediction = self._ask(x * scale, level, labels, augment, gap)
         if what != "x0":
             prediction = self._native_x0(what, prediction, x * scale, level)
         return self._answer("x0", prediction, x, t, want)
@@ -196,9 +207,13 @@ class Denoiser(nn.Module):
         images, noise_labels = self.native.inputs(x * spread(path.alpha(t), x), t)
         return self.net.encode(images, noise_labels, self._one_hot(labels, x.dtype))
 
-    def _ask(self, x: Tensor, t: Tensor, labels: Tensor | None, augment: Tensor | None) -> tuple[str, Tensor]:
+    def _ask(
+        self, x: Tensor, t: Tensor, labels: Tensor | None, augment: Tensor | None, gap: Tensor | None
+    ) -> tuple[str, Tensor]:
         dtype = next(iter(self.net.parameters()), x).dtype
-        net = self.net if augment is None else partial(self.net, augment_labels=self._told(augment, dtype))
+        told = {} if augment is None else {"augment_labels": self._told(augment, dtype)}
+        told |= {} if gap is None else {"second_labels": gap.to(dtype)}
+        net = partial(self.net, **told) if told else self.net
         what, prediction = self.native(net, x.to(dtype), t.to(dtype), self._one_hot(labels, dtype))
         return what, prediction.to(x.dtype)
 
@@ -261,7 +276,7 @@ def native_from(spec: dict) -> Native:
     if name == "edm":
         return EDM(spec["sigma_data"], spec.get("boundary", 0.0))
     if name == "flow":
-        return Flow()
+        return Flow(spec.get("plain", False))
     if name == "ddpm":
         return DDPM(path_from(spec["path"]), spec["predicts"])
     raise OnestepError(f"unknown preconditioning {name!r}{near_miss(str(name), ('edm', 'flow', 'ddpm'))}")

@@ -43,6 +43,15 @@ def same_dropout(network: Callable[..., Tensor], device: torch.device) -> Callab
     return ask
 
 
+def adaptive(squared: Tensor, p: float, c: float) -> Tensor:
+    """e / sg(e + c)^p of squared errors e, one a row: as if |error|^(2-2p) were minimised.
+
+    MeanFlow's weight (Geng et al. 2025, arXiv:2505.13447). p 0 is the squared error itself; at 1 all rows weigh the
+    same, however far off.
+    """
+    return squared / (squared.detach() + c) ** p
+
+
 def l2(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared difference."""
     return (a - b).square().mean()

@@ -3,10 +3,12 @@
 `noise` is standard normal (n, c, h, w) and is scaled to the path here; `times` are the levels from noise to data,
 steps + 1 of them, the last one 0. States are kept in float64 (the networks run in their own dtype), images come back
 in the dtype of `noise`. A `denoiser` is anything with the call signature of `Denoiser` and a `path`.
-To add one, write its function here and mark it `@register("name")`.
+To add one, write its function here and mark it `@register("name")`; one that is not to walk the field's usual grid
+says by which: `@register("name", grid=function)`.
 """
 
-from collections.abc import Callable
+import hashlib
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import numpy as np
@@ -15,19 +17,26 @@ from scipy.integrate import solve_ivp
 from torch import Tensor
 
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.flow_map import FlowMap
 from onestep_bench.known import plugins
 from onestep_bench.paths import FLOW, VE, Path
+from onestep_bench.seeds import generator
 
 Sampler = Callable[..., Tensor]
 
+Grid = Callable[[Path, int], Tensor]
+
 SAMPLERS: dict[str, Sampler] = {}
+_GRIDS: dict[str, Grid] = {}
 
 
-def register(name: str) -> Callable[[Sampler], Sampler]:
-    """Make a sampler known by `name`."""
+def register(name: str, grid: Grid | None = None) -> Callable[[Sampler], Sampler]:
+    """Make a sampler known by `name`. grid: of the levels it walks in a number of steps, by default `default_times`."""
 
     def known(step: Sampler) -> Sampler:
         SAMPLERS[name] = step
+        _GRIDS.pop(name, None)
+        _GRIDS.update({name: grid} if grid else {})
         return step
 
     return known
@@ -39,6 +48,12 @@ def sampler(name: str) -> Sampler:
     if name not in SAMPLERS:
         raise OnestepError(f"unknown sampler {name!r}{near_miss(name, SAMPLERS)}")
     return SAMPLERS[name]
+
+
+def times_of(name: str, path: Path, steps: int) -> Tensor:
+    """The levels that the sampler of that name walks on a path in so many steps: (steps + 1,) float64."""
+    sampler(name)
+    return _GRIDS.get(name, default_times)(path, steps)
 
 
 def _start(denoiser, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
@@ -157,6 +172,65 @@ def rk45(denoiser, noise: Tensor, times: Tensor | None = None, labels: Tensor | 
     if not solution.success:
         raise OnestepError(f"rk45 gave up: {solution.message}; loosen tol or use heun")
     return torch.from_numpy(solution.y[:, -1]).reshape(noise.shape).to(noise)
+
+
+def flow_times(path: Path, steps: int) -> Tensor:
+    """Levels evenly spaced in FLOW's time, from noise to data, on any path: (steps + 1,) float64.
+
+    Two steps meet where noise and data are equally strong, about where consistency models are sampled in two (sigma
+    0.8 to 1.1); EDM's grid of two would have its second step at 0.002, with nothing left to do.
+    """
+    middle = uniform_times(steps)[1:]
+    return torch.cat([torch.tensor([path.t_max], dtype=torch.float64), path.t_at(FLOW.ratio(middle))])
+
+
+@register("push-forward", grid=flow_times)
+@torch.no_grad()
+def push_forward(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+    """Jumps of a flow map from level to level (Boffi et al. 2025, arXiv:2505.18825, Sec. 2); 1 evaluation a step.
+
+    Of a denoiser of one time the jumps are straight, and this is `ddim` on another grid.
+    """
+    x, times = _start(denoiser, noise, times)
+    for t, t_next in pairwise(times):
+        x = FlowMap(denoiser).jump(x, t, t_next, labels)
+    return x.to(noise.dtype)
+
+
+@register("re-noising", grid=flow_times)
+@torch.no_grad()
+def re_noising(
+    denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None, *, fresh: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Multistep consistency sampling (Song et al. 2023, Algorithm 1): each step jumps to the data, and is noised again.
+
+    1 evaluation a step. fresh: noise (n, c, h, w) for each level between, by default drawn anew; since it is drawn from
+    a sample's own first noise alone, a sample is still a function of its index. Where the function is the identity at a
+    level above 0 (`EDM.boundary`), that much noise is taken to be in its answers.
+    """
+    path, within = denoiser.path, getattr(denoiser.native, "boundary", 0.0)
+    x, times = _start(denoiser, noise, times)
+    fresh = _fresh(noise, len(times) - 2) if fresh is None else fresh
+    for step, (t, t_next) in enumerate(pairwise(times)):
+        x = FlowMap(denoiser).jump(x, t, torch.zeros_like(t), labels)
+        if t_next > 0:
+            alpha = path.alpha(t_next)
+            more = (path.sigma(t_next) ** 2 - (alpha * within) ** 2).clamp(min=0).sqrt()
+            x = alpha * x + more * fresh[step].double()
+    return x.to(noise.dtype)
+
+
+def _fresh(noise: Tensor, count: int) -> list[Tensor]:
+    """`count` times further noise like `noise`, each row a function of that row's numbers."""
+    if not count:
+        return []
+    rows = noise.float().cpu()
+    seeds = [hashlib.sha256(row.contiguous().numpy().tobytes()).hexdigest() for row in rows]
+    drawn = [
+        [torch.randn(rows.shape[1:], generator=generator("fresh", seed, step)) for seed in seeds]
+        for step in range(count)
+    ]
+    return [torch.stack(each).to(noise) for each in drawn]
 
 
 @torch.no_grad()

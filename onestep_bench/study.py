@@ -268,6 +268,9 @@ def _student(method, config, training, data, size, class_counts, seed, init, tea
         classes, dropout = len(class_counts), training.dropout
         net = networks.sized(size, shape[-1], shape[0], classes, dropout, augment_dim=told).to(device())
         native = None
+    if method.two_times and not net.two_times:
+        torch.manual_seed(seed_for(seed, "second time"))
+        net.add_second_time()
     return method.student(config, net, native, teacher.denoiser if teacher else None).train()
 
 
@@ -300,6 +303,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots,
             seed=seed_for(seed, "train"),
             adams=method.adams(config, training.betas),
             averages={halflife: average for halflife, average in averages.items() if halflife},
+            group=method.group(config),
             networks=_asked(nets),
             after=kept_at(averages[training.ema_halflife_kimg], folder, snapshots, training),
             checkpoint=folder / "checkpoint.pt",

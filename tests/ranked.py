@@ -64,6 +64,7 @@ def curve(name, steps, options):
         seed=1,
         adams=method.adams(config, training.betas),
         ema=ema,
+        group=method.group(config),
     )
     rows = list(rows)
     weights = torch.nn.utils.parameters_to_vector(ema.parameters())

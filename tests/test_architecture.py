@@ -15,7 +15,7 @@ import onestep_bench
 
 PACKAGE = Path(onestep_bench.__file__).parent
 GROUND = {"errors", "units", "seeds", "compat"}
-MATHEMATICS = {"paths", "denoiser", "samplers", "losses"}
+MATHEMATICS = {"paths", "denoiser", "flow_map", "samplers", "losses"}
 # From the street to the roof; each floor uses only lower ones, and rooms of one floor do not know each other.
 TOWER = [
     GROUND,
@@ -32,7 +32,7 @@ TOWER = [
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}
-# The four files of mathematics stand on each other, the ground's files too.
+# The five files of mathematics stand on each other, the ground's files too.
 NEIGHBOURS = [GROUND, MATHEMATICS]
 NO_TORCH = ("grid", "store", "cli", "known", "scoring.rows", "scoring.recipe", "networks.sizes", "errors", "units")
 

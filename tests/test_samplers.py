@@ -23,6 +23,7 @@ from onestep_bench.samplers import (
     register,
     rk45,
     sampler,
+    times_of,
     uniform_times,
 )
 
@@ -118,7 +119,7 @@ def test_order_of_convergence_on_flow(step, expected, digits_like, noise):
     assert order(step, flow, noise, lambda n: 0.4 + 0.6 * uniform_times(n)) == pytest.approx(expected, abs=0.2)
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "rk45"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "rk45", "push-forward"])
 @pytest.mark.parametrize("path", [FLOW, VE, VP_PATH], ids=lambda path: path.name)
 def test_every_sampler_ends_at_an_image_of_the_set_on_every_path(name, path, digits_like, noise):
     denoiser = IdealDenoiser(digits_like).on(path)
@@ -147,7 +148,12 @@ def test_euler_is_ddim_and_a_plain_euler_step(path, digits_like, noise):
 
 
 @pytest.mark.parametrize(
-    ("name", "evaluations"), [("euler", lambda n: n), ("heun", lambda n: 2 * n - 1), ("dpmpp_2m", lambda n: n)]
+    ("name", "evaluations"),
+    [
+        ("euler", lambda n: n),
+        ("heun", lambda n: 2 * n - 1),
+        *[(name, lambda n: n) for name in ("dpmpp_2m", "push-forward", "re-noising")],
+    ],
 )
 @pytest.mark.parametrize("steps", [1, 3])
 def test_number_of_evaluations(name, evaluations, steps, digits_like, noise):
@@ -157,7 +163,7 @@ def test_number_of_evaluations(name, evaluations, steps, digits_like, noise):
     assert counter.rows / len(noise) == evaluations(steps)
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "push-forward", "re-noising"])
 def test_one_step_is_the_denoised_noise(name, digits_like, noise):
     flow = IdealDenoiser(digits_like + 0.5).on(FLOW)
     image = sampler(name)(flow, noise, uniform_times(1))
@@ -202,6 +208,15 @@ def test_times_of_the_other_paths():
     assert torch.equal(default_times(FLOW, 7), uniform_times(7))
     assert torch.equal(default_times(VP_PATH, 7), ddim_times(7, 100))
     assert len(ddim_times(100, 100).unique()) == 101
+
+
+@pytest.mark.parametrize("path", [FLOW, VE, VP_PATH], ids=lambda path: path.name)
+def test_jumps_meet_at_the_same_noise_to_signal_ratios_on_every_path(path):
+    times = times_of("push-forward", path, 4)
+    assert times[0] == path.t_max
+    torch.testing.assert_close(path.ratio(times[1:]), torch.tensor([3, 1, 1 / 3, 0], dtype=torch.float64))
+    assert torch.equal(times_of("re-noising", path, 4), times)
+    assert torch.equal(times_of("heun", path, 4), default_times(path, 4))
 
 
 @pytest.mark.parametrize("times", [karras_times, uniform_times, lambda steps: ddim_times(steps, 10)])

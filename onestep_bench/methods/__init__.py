@@ -3,7 +3,7 @@
 An objective is a function `(batch, draw) -> iterator of (loss, network to step)`; `training.fit` runs it. The network
 is named as in `Nets`: 'student', or a key of `Nets.auxiliary`, or a tuple of names that one loss steps together.
 A loss is a mean over the rows of the batch: micro-batches and ranks see equal shares of the rows, and what is stepped
-is the mean of their gradients.
+is the mean of their gradients. A loss that couples rows is a mean over groups of them, which shares then hold whole.
 The mathematics stands in pure functions of explicit tensors, the objective only draws and calls.
 """
 
@@ -75,6 +75,8 @@ class Method:
     looks_through: `config -> names` of the feature networks in its losses, none of which may be one that judges.
     augments: whether it trains on images and tells its student `Batch.augment`; else it is refused augmented images,
     which its student would take for the data.
+    group: `config -> rows`, consecutive ones, that its loss couples: a share of a batch is a multiple of it.
+    two_times: whether the student's network is told a second time, see `FlowMap`.
     """
 
     name: str
@@ -90,6 +92,8 @@ class Method:
     looks_through: Callable[[object], Iterable[str]] = lambda config: ()
     follows_teacher: bool = False
     augments: bool = False
+    group: Callable[[object], int] = lambda config: 1
+    two_times: bool = False
 
 
 _registry: dict[str, Method] = {}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from onestep_bench.data.pixels import to_uint8
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, needs_extra
+from onestep_bench.flow_map import FlowMap
 from onestep_bench.models import cost
 from onestep_bench.store.files import replacing
 
@@ -23,13 +24,14 @@ class OneStep(nn.Module):
 
     At one level every preconditioning and every path is a number before the network and two behind it:
     x0 = skip z + scale F(before z, noise_label). They are asked of the denoiser itself, so there is one arithmetic.
+    A flow map is told that the step goes all the way, in which case it is its jump.
     """
 
     def __init__(self, denoiser: Denoiser):
         super().__init__()
         self.net = denoiser.net
-        self.before, self.noise_label, self.skip = _asked(denoiser, noise=1.0, answer=0.0)
-        self.scale = _asked(denoiser, noise=0.0, answer=1.0)[2]
+        self.before, self.noise_label, self.gap, self.skip = _asked(denoiser, noise=1.0, answer=0.0)
+        self.scale = _asked(denoiser, noise=0.0, answer=1.0)[-1]
 
     def forward(self, z: Tensor, labels: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Images (n, c, h, w) uint8, and the same as float32 in about [-1, 1], before rounding.
@@ -39,28 +41,31 @@ class OneStep(nn.Module):
         level = torch.full((1,), self.noise_label, dtype=z.dtype, device=z.device)
         if labels is not None:
             labels = torch.nn.functional.one_hot(labels, self.net.label_dim).to(z.dtype)
-        x0 = self.skip * z + self.scale * self.net(self.before * z, level, labels)
+        gap = {} if self.gap is None else {"second_labels": torch.full_like(level, self.gap)}
+        x0 = self.skip * z + self.scale * self.net(self.before * z, level, labels, **gap)
         return to_uint8(x0), x0
 
 
 class _Probe(nn.Module):
     """In the network's place: answers a number, and keeps what it was asked."""
 
-    def __init__(self, answer: float):
+    def __init__(self, answer: float, two_times: bool):
         super().__init__()
-        self.answer = answer
+        self.answer, self.two_times = answer, two_times
 
-    def forward(self, x: Tensor, noise_labels: Tensor, labels: Tensor | None = None) -> Tensor:
-        self.asked = x.item(), noise_labels.item()
+    def forward(
+        self, x: Tensor, noise_labels: Tensor, labels: Tensor | None = None, second_labels: Tensor | None = None
+    ) -> Tensor:
+        self.asked = x.item(), noise_labels.item(), None if second_labels is None else second_labels.item()
         return torch.full_like(x, self.answer)
 
 
-def _asked(denoiser: Denoiser, noise: float, answer: float) -> tuple[float, float, float]:
-    """What the network sees of one number of noise and as its level, and what becomes of the network's answer."""
-    probe, path = _Probe(answer), denoiser.path
+def _asked(denoiser: Denoiser, noise: float, answer: float) -> tuple[float, float, float | None, float]:
+    """What the network sees of one number of noise and as its level and gap, and what becomes of its answer."""
+    probe, path = _Probe(answer, denoiser.two_times), denoiser.path
     t = torch.tensor(path.t_max, dtype=torch.float64)
     z = torch.full((1, 1, 1, 1), noise, dtype=torch.float64)
-    x0 = Denoiser(probe, denoiser.native, path)(path.prior_std(t) * z, t, want="x0")
+    x0 = FlowMap(Denoiser(probe, denoiser.native, path)).jump(path.prior_std(t) * z, t, 0.0)
     return *probe.asked, x0.item()
 
 

@@ -54,7 +54,7 @@ def sample_batches(
     if not len(indices):
         raise OnestepError("asked for no images at all; ask for at least 1")
     step = samplers.sampler(sampler)
-    times = samplers.default_times(model.denoiser.path, steps)
+    times = samplers.times_of(sampler, model.denoiser.path, steps)
     network_batch = network_batch or BATCH
 
     def batches():

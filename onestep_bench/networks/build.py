@@ -71,4 +71,4 @@ def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-_NOT_SIZE = ("in_channels", "out_channels", "label_dim", "augment_dim", "dropout", "label_dropout")
+_NOT_SIZE = ("in_channels", "out_channels", "label_dim", "augment_dim", "dropout", "label_dropout", "second_time")

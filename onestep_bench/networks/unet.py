@@ -24,6 +24,7 @@ from onestep_bench.networks.layers import (
     PositionalEmbedding,
     UNetBlock,
 )
+from onestep_bench.networks.second_time import SecondTime
 
 
 class _UNet(nn.Module):
@@ -103,16 +104,36 @@ class _UNet(nn.Module):
                 channels = width
         return channels
 
+    @property
+    def two_times(self) -> bool:
+        """Whether the network takes a second noise label."""
+        return self.config.get("second_time", False)
+
+    def add_second_time(self) -> None:
+        """Let the network take a second noise label, of which its answers do not depend as long as it is not trained.
+
+        Draws the first weights of the embedding from the global generator.
+        """
+        channels, device = self.config["model_channels"], next(self.parameters()).device
+        self.map_second = SecondTime(channels, channels * self.config["channel_mult_emb"]).to(device)
+        self.config["second_time"] = True
+
     def forward(
-        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        second_labels: Tensor | None = None,
     ) -> Tensor:
         """Raw network output (n, out_channels, h, w), in the dtype of x.
 
         x (n, in_channels, h, w); noise_labels (n,), or (1,) for all; class_labels (n, label_dim), one-hot;
-        augment_labels (n, augment_dim) or None for none. Raises OnestepError for any other shape.
+        augment_labels (n, augment_dim) or None for none; second_labels as noise_labels, of a network with a second
+        time, None for 0. Raises OnestepError for any other shape.
         """
         self._check(x, noise_labels, class_labels)
-        emb = self._embed(noise_labels.reshape(-1).float(), class_labels, augment_labels)
+        emb = self._embedded(noise_labels, class_labels, augment_labels, second_labels)
         skips = self._encode(x, emb)
         h = skips[-1]
         for name, block in self.dec.items():
@@ -126,7 +147,21 @@ class _UNet(nn.Module):
         Arguments and errors as in `forward`.
         """
         self._check(x, noise_labels, class_labels)
-        return self._encode(x, self._embed(noise_labels.reshape(-1).float(), class_labels, None))
+        return self._encode(x, self._embedded(noise_labels, class_labels))
+
+    def _embedded(
+        self,
+        noise_labels: Tensor,
+        class_labels: Tensor | None,
+        augment_labels: Tensor | None = None,
+        second_labels: Tensor | None = None,
+    ) -> Tensor:
+        emb = self._embed(_precise(noise_labels), class_labels, augment_labels)
+        if self.two_times:
+            return emb + self.map_second(_precise(noise_labels * 0 if second_labels is None else second_labels))
+        if second_labels is not None:
+            raise OnestepError("this network takes one time; build it with second_time=True for two")
+        return emb
 
     def _encode(self, x: Tensor, emb: Tensor) -> list[Tensor]:
         x = self._cut(x)
@@ -199,6 +234,7 @@ class SongUNet(_UNet):
         decoder_type: str = "standard",
         resample_filter: Sequence[int] = (1, 1),
         patch: int = 1,
+        second_time: bool = False,
     ):
         super().__init__(locals())
         _check_choice("embedding_type", embedding_type, ("positional", "fourier"))
@@ -222,6 +258,8 @@ class SongUNet(_UNet):
         self.head = f"{self.side}x{self.side}_aux"
         self.dec[f"{self.head}_norm"] = GroupNorm(channels, style.eps)
         self.dec[f"{self.head}_conv"] = Conv2d(channels, out_channels * patch**2, 3, last)
+        if second_time:
+            self.add_second_time()
 
     def _embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         cosines, sines = self.map_noise(noise_labels).chunk(2, dim=1)
@@ -261,6 +299,7 @@ class DhariwalUNet(_UNet):
         attn_resolutions: Sequence[int] = (32, 16, 8),
         dropout: float = 0.10,
         label_dropout: float = 0.0,
+        second_time: bool = False,
     ):
         super().__init__(locals())
         init, zero = Init(xavier=False, gain=math.sqrt(1 / 3), bias_gain=math.sqrt(1 / 3)), Init(xavier=False, gain=0.0)
@@ -279,6 +318,8 @@ class DhariwalUNet(_UNet):
         channels = self._add_decoder(style, skips, attend_all=True)
         self.out_norm = GroupNorm(channels, style.eps)
         self.out_conv = Conv2d(channels, out_channels, 3, zero)
+        if second_time:
+            self.add_second_time()
 
     def _embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
         emb = self.map_noise(noise_labels)
@@ -296,6 +337,11 @@ class DhariwalUNet(_UNet):
 
     def _head(self, h: Tensor) -> Tensor:
         return self.out_conv(F.silu(self.out_norm(h)))
+
+
+def _precise(noise_labels: Tensor) -> Tensor:
+    """(n,), in float32 at least: a derivative in time is told from rounding in float64 alone."""
+    return noise_labels.reshape(-1).to(torch.promote_types(noise_labels.dtype, torch.float32))
 
 
 def _check_choice(argument: str, value: str, known: Sequence[str]) -> None:

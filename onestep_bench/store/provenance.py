@@ -27,6 +27,7 @@ _COUNTED = (
     *(
         "paths",
         "denoiser",
+        "flow_map",
         "samplers",
         "losses",
         "networks",

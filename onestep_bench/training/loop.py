@@ -46,6 +46,7 @@ def fit(
     adams: Mapping[str, Adam] | None = None,
     ema: nn.Module | None = None,
     averages: Mapping[float, nn.Module] | None = None,
+    group: int = 1,
     networks: Mapping[str, nn.Module] | None = None,
     after: Mapping[int, Callable[[], None]] | None = None,
     checkpoint: Path | None = None,
@@ -56,9 +57,10 @@ def fit(
 
     nets: every trained network by the name under which the objective yields losses; 'student' must be among them.
     adams: optimiser settings of the networks that do not train with `config`'s own. ema: a copy of the student, made
-    its average; averages: further copies, made averages of other half-lives (kimg). networks: those whose passes the
-    rows tell and that `config.precision` is about, by default `nets`; a teacher is asked and not trained, and is
-    another. Counts are in the checkpoint; a run that goes on from one without them, of an older version, tells none.
+    its average; averages: further copies, made averages of other half-lives (kimg). group: rows that the losses couple,
+    see `Method`. networks: those whose passes the rows tell and that `config.precision` is about, by default `nets`; a
+    teacher is asked and not trained, and is another. Counts are in the checkpoint; a run that goes on from one without
+    them, of an older version, tells none.
     after: what rank 0 calls at the end of a step (1-based), such as to keep the average; that step has a log row. Where
     a killed run goes on from before the step, it is called again.
     checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
@@ -70,9 +72,10 @@ def fit(
     An interrupt waits for the end of its step, is kept as a checkpoint, and goes on as a KeyboardInterrupt of one line;
     a second one does not wait, and what counts is the last checkpoint.
     Raises OnestepError at the first loss that is not finite or explodes, keeping the last good checkpoint; for a batch
-    that the ranks cannot share; for a precision that the networks cannot have; and if another rank ends.
+    that ranks and micro-batches cannot share in whole groups; for a precision that the networks cannot have; and if
+    another rank ends.
     """
-    _check_shares(config, name)
+    _check_shares(config, group, name)
     device = next(nets["student"].parameters()).device
     averages = {**(averages or {}), **({} if ema is None else {config.ema_halflife_kimg: ema})}
     run = Run(nets, averages, config, adams or {}, device)
@@ -223,11 +226,13 @@ def _micro_draws(config: TrainConfig, seed: int, step: int, device: torch.device
     return [Draw(seed, step, rows=slice(at, at + own), first=at == starts[0], **common) for at in starts]
 
 
-def _check_shares(config: TrainConfig, name: str) -> None:
-    if config.batch_size % (config.accumulate * ranks.count()):
+def _check_shares(config: TrainConfig, group: int, name: str) -> None:
+    multiple = config.accumulate * ranks.count() * group
+    if config.batch_size % multiple:
+        whole = f" in whole groups of {group}" if group > 1 else ""
         raise OnestepError(
             f"{name}: batch_size={config.batch_size} cannot be shared by {ranks.count()} ranks in "
-            f"{config.accumulate} micro-batches; make it a multiple of {config.accumulate * ranks.count()}"
+            f"{config.accumulate} micro-batches{whole}; make it a multiple of {multiple}"
         )
 
 

@@ -2,7 +2,8 @@
 
 Images seen hide factors of 2 to 10 in work: one method asks its student once an image, another asks it, a teacher and
 a critic several times. A forward pass of n rows counts n, a backward pass through it 2 n (a gradient to the inputs and
-one to the weights, each about as much work), and the backward pass of a backward pass, as in R1, 4 n.
+one to the weights, each about as much work), and the backward pass of a backward pass, as in R1, 4 n. A forward pass
+that carries a derivative with it counts 2 n, one for each.
 """
 
 from collections.abc import Iterator, Mapping
@@ -10,6 +11,7 @@ from contextlib import ExitStack, contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.autograd.graph import register_multi_grad_hook
 
 from onestep_bench.denoiser import Denoiser
@@ -72,11 +74,16 @@ class _Watch:
         register_multi_grad_hook(asked, again, mode="any")
 
     def after(self, module, arguments, options, output):
-        rows = _rows(arguments, options)
+        rows = _rows(arguments, options) * (1 + _carries(arguments, options))
         self.add(rows)
         # Several outputs of one call have one backward pass.
         if asked := [tensor for tensor in _tensors(output) if tensor.requires_grad]:
             register_multi_grad_hook(asked, lambda _: self.add(2 * rows), mode="any")
+
+
+def _carries(arguments: tuple, options: dict) -> bool:
+    """Whether an input has a tangent, with which a forward-mode derivative is under way."""
+    return any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in _tensors((arguments, options)))
 
 
 def _rows(arguments: tuple, options: dict) -> int:

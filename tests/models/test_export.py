@@ -52,10 +52,21 @@ def test_one_step_is_that_of_the_sampler(kind, label_dim):
     assert x0.std() > 1e-3
 
 
-@pytest.mark.parametrize("patch", [1, 2])
+@pytest.mark.parametrize("kind", ["edm", "flow", "edm on flow"])
+def test_one_step_of_a_flow_map_is_its_jump(kind):
+    denoiser = made(kind, second_time=True)
+    generator = export.OneStep(denoiser)
+    (z,) = export.inputs(generator, 5)
+    expected = samplers.push_forward(denoiser, z, samplers.flow_times(denoiser.path, 1))
+    torch.testing.assert_close(generator(z)[1], expected, rtol=1e-5, atol=1e-5)
+    straight = samplers.euler(denoiser, z, samplers.default_times(denoiser.path, 1))
+    assert (expected - straight).abs().max() > 1e-4
+
+
+@pytest.mark.parametrize("more", [{}, {"patch": 2}, {"second_time": True}], ids=["plain", "patch", "two times"])
 @pytest.mark.parametrize("format", export.FORMATS)
-def test_what_is_exported_equals_torch_for_any_batch(tmp_path, format, patch):
-    denoiser = made(label_dim=4, patch=patch)
+def test_what_is_exported_equals_torch_for_any_batch(tmp_path, format, more):
+    denoiser = made(label_dim=4, **more)
     file = tmp_path / "generator"
     told = export.export(denoiser, file, format)
     assert told.difference < 1e-4

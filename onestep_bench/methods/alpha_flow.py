@@ -1,0 +1,195 @@
+"""alpha-Flow and shortcut models: a jump is two jumps, and no derivative is needed.
+
+From level t to r by way of a level s between: the average velocity of the whole is the mean of those of its parts. The
+first part, a share alpha of the way, goes straight by a velocity that is known, the second by the network itself.
+alpha-Flow (Zhang et al. 2025, arXiv:2510.20771) goes first by the velocity of the data, and moves alpha from 1, where
+it is flow matching over any distance, towards 0, where it is MeanFlow. A shortcut model (Frans et al. 2024,
+arXiv:2410.12557) goes first by its own average velocity and by half of the way, in jumps of 1, 1/2, 1/4 ... of it.
+"""
+
+import copy
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from onestep_bench.denoiser import Denoiser, Flow
+from onestep_bench.errors import OnestepError
+from onestep_bench.flow_map import FlowMap, total_derivative
+from onestep_bench.losses import adaptive
+from onestep_bench.methods import Method, Nets, register
+from onestep_bench.paths import FLOW, spread
+
+# Velocities and the images between two jumps are cut there, as in the released shortcut models.
+CUT = 4.0
+
+
+def composed(
+    flow: FlowMap,
+    x: Tensor,
+    t: Tensor,
+    r: Tensor,
+    velocity: Tensor,
+    alpha: float,
+    labels: Tensor | None = None,
+    *,
+    cut: float = math.inf,
+) -> Tensor:
+    """alpha w + (1 - alpha) u(x_s, s, r), x_s = x - (t - s) w: the average velocity by way of s = t - alpha (t - r).
+
+    x at t, and the velocity w of the first part, (n, c, h, w); t >= r (n,); 0 < alpha <= 1. cut: bound of x_s. No
+    gradient. alpha-Flow's Algorithm 1 (its Definition 1 has a plus where time falls).
+    """
+    way = alpha * (t - r)
+    with torch.no_grad():
+        if alpha == 1:
+            return velocity
+        between = (x - spread(way, x) * velocity).clamp(-cut, cut)
+        return alpha * velocity + (1 - alpha) * flow.average(between, t - way, r, labels)
+
+
+def shortcut_target(flow: FlowMap, x: Tensor, t: Tensor, gap: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The velocity of a jump of length `gap` as two halves of it make it, cut to +-4 (Frans et al. 2024)."""
+    with torch.no_grad():
+        first = flow.average(x, t, t - gap / 2, labels)
+        return composed(flow, x, t, t - gap, first, 0.5, labels, cut=CUT).clamp(-CUT, CUT)
+
+
+def alpha_loss(u: Tensor, wanted: Tensor, scale: Tensor | float, eps: float) -> Tensor:
+    """scale e / sg(e + eps), e the mean square of u - sg wanted over each image: (n,). scale: 1, or alpha's (n,)."""
+    return scale * adaptive((u - wanted.detach()).square().mean((1, 2, 3)), 1.0, eps)
+
+
+def alpha_at(progress: float, start: float, end: float, least: float, gamma: float = 25.0) -> float:
+    """alpha, from 1 to 0 by a sigmoid of slope gamma between `start` and `end` of the budget; 1 within `least` of it.
+
+    0 where it is below `least`. alpha-Flow's curriculum.
+    """
+    # Of a large negative number, where the exponential of its opposite would be infinite.
+    place = gamma * ((progress - start) / (end - start) - 0.5)
+    alpha = 0.5 * (1 - math.tanh(place / 2))
+    return 1.0 if alpha > 1 - least else 0.0 if alpha < least else alpha
+
+
+@dataclass(frozen=True)
+class AlphaFlowConfig:
+    """Levels are the larger and the smaller of two sigmoids of N(mean, std^2); same: share of rows with r = t.
+
+    start, end, least: see `alpha_at`. derivative: whether MeanFlow's target, with its derivative, takes over below
+    `least`; else alpha stays there. eps: of the weight. cut: bound of composed velocities, infinite for none.
+    """
+
+    mean: float = -0.4
+    std: float = 1.0
+    same: float = 0.25
+    start: float = 0.0
+    end: float = 1.0
+    least: float = 5e-3
+    derivative: bool = False
+    eps: float = 1e-3
+    cut: float = math.inf
+
+    def __post_init__(self):
+        if not (0 <= self.same <= 1 and self.start < self.end and 0 < self.least < 0.5 and self.eps > 0):
+            raise OnestepError("same lies in [0, 1], start before end, least in (0, 0.5), and eps is positive")
+
+
+def alpha_flow(nets: Nets, cfg: AlphaFlowConfig):
+    """Objective of alpha-Flow: from flow matching over any distance to a mean flow (Zhang et al. 2025)."""
+    flow = FlowMap(nets.student)
+
+    def objective(batch, draw):
+        noise, labels = draw.normal("noise", batch.images.shape[1:]), batch.labels
+        one, other = (torch.sigmoid(cfg.mean + cfg.std * draw.normal(name, ())) for name in ("t", "r"))
+        t = torch.maximum(one, other)
+        r = torch.where(draw.uniform("same") < cfg.same, t, torch.minimum(one, other))
+        x, velocity = FLOW.mix(batch.images, noise, t), noise - batch.images
+        alpha = alpha_at(draw.progress, cfg.start, cfg.end, cfg.least) or (0.0 if cfg.derivative else cfg.least)
+        u = flow.average(x, t, r, labels)
+        yield alpha_flow_loss(flow, u, x, t, r, velocity, alpha, cfg.eps, cfg.cut, labels).mean(), "student"
+
+    return objective
+
+
+def alpha_flow_loss(
+    flow: FlowMap,
+    u: Tensor,
+    x: Tensor,
+    t: Tensor,
+    r: Tensor,
+    velocity: Tensor,
+    alpha: float,
+    eps: float,
+    cut: float = math.inf,
+    labels: Tensor | None = None,
+) -> Tensor:
+    """The weighted error of u = u(x_t, t, r): (n,). alpha 0 is MeanFlow, and rows r = t are flow matching, at any.
+
+    Arguments as in `composed`; eps as in `alpha_loss`; cut: bound of composed velocities.
+    """
+    if alpha:
+        wanted = composed(flow, x, t, r, velocity, alpha, labels).clamp(-cut, cut)
+    else:
+        wanted = velocity - spread(t - r, x) * total_derivative(flow, x, t, r, velocity, labels)
+    wanted = torch.where(spread(r, x) == spread(t, x), velocity, wanted)
+    return alpha_loss(u, wanted, torch.where(r == t, 1.0, alpha or 1.0), eps)
+
+
+@dataclass(frozen=True)
+class ShortcutConfig:
+    """halvings: the smallest jump is 2^-halvings, of flow matching; every: one row in so many learns from two jumps.
+
+    target_decay: of the EMA of the student that makes them.
+    """
+
+    halvings: int = 7
+    every: int = 8
+    target_decay: float = 0.999
+
+    def __post_init__(self):
+        if not (self.halvings >= 1 and self.every >= 1 and 0 <= self.target_decay < 1):
+            raise OnestepError("halvings and every are at least 1, and target_decay lies in [0, 1)")
+
+
+def shortcut(nets: Nets, cfg: ShortcutConfig):
+    """Objective of a shortcut model: a jump is two of half its length (Frans et al. 2024)."""
+    flow, averaged = FlowMap(nets.student), nets.auxiliary["target"]
+    target, least = FlowMap(averaged), 2.0**-cfg.halvings
+
+    def objective(batch, draw):
+        if draw.first:  # once a step, however many micro-batches it has
+            _move_target(averaged, nets.student, cfg.target_decay)
+        noise, images = draw.normal("noise", batch.images.shape[1:]), batch.images
+        # Which rows learn from two jumps is a matter of their place in the whole batch, however that is shared out.
+        places = range(draw.rows.start, draw.rows.stop)
+        double = [row for row, place in enumerate(places) if place % cfg.every == 0]
+        gap = torch.full_like(images[:, 0, 0, 0], least)
+        gap[double] = 0.5 ** draw.integers("gap", 0, cfg.halvings)[double].to(gap)
+        t = 1 - gap * (draw.uniform("t") / gap).floor()
+        x = FLOW.mix(images, noise, t)
+        wanted = noise - images
+        if double:
+            labels = None if batch.labels is None else batch.labels[double]
+            wanted[double] = shortcut_target(target, x[double], t[double], gap[double], labels).to(wanted)
+        yield (flow.average(x, t, t - gap, batch.labels) - wanted).square().mean(), "student"
+
+    return objective
+
+
+def _move_target(target: nn.Module, student: nn.Module, decay: float) -> None:
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - decay)
+
+
+def _target(nets: Nets, cfg: ShortcutConfig) -> dict[str, nn.Module]:
+    # Among the trained networks, though no loss steps it, so that checkpoints hold it.
+    return {"target": copy.deepcopy(nets.student).eval().requires_grad_(False)}
+
+
+def _as_flow_map(cfg, net, native, teacher) -> Denoiser:
+    return Denoiser(net, native or Flow(plain=True)).on(FLOW)
+
+
+register(Method("alpha-flow", 1, AlphaFlowConfig, alpha_flow, _as_flow_map, two_times=True))
+register(Method("shortcut", 1, ShortcutConfig, shortcut, _as_flow_map, auxiliary=_target, two_times=True))
