@@ -21,30 +21,37 @@ from onestep_bench.training.config import TrainConfig
 FOLDER = Path(__file__).parents[1] / "params" / "papers"
 # Whose settings are meant by an options parameter of a notebook that trains several networks.
 METHODS = {"reflow_options": "annealing-reflow", "distill_options": "flow-guided-distillation"}
-NOWHERE = {"images to train on": "nine in ten of the archive", "scored": "at the end"}  # what no parameter says
+# What no parameter says.
+NOWHERE = {
+    "images to train on": "nine in ten of the archive",
+    "scored": "at the end",
+    "second of two levels": 1.0,
+}
 INTRODUCTION = """# The papers as published
 
 A grid for each paper and data set, of the settings of its paper and its released code:
 
 ```
-onestep-bench plan params/papers/cifar10-gdd.yaml     # GPU-hours, the figures to meet, files that are missing and where they go
+onestep-bench plan params/papers/cifar10-gdd.yaml   # GPU-hours, figures to meet, missing files and where they go
 onestep-bench run  params/papers/cifar10-gdd.yaml
 ```
 
-All score 50,000 samples from each of three sampling seeds, before Inception as published (`inception-legacy`), CLIP and
-DINOv2, on the images of the data set and, Inception, on EDM's reference statistics (`reference`), whose rows are those to set
-beside a published figure. Papers quote the least of several scores: `summary.csv` of a report has the mean and `fid_min`, and
-`fid_snapshot`, that of the best snapshot.
+All score 50,000 samples from each of three sampling seeds, before Inception as published (`inception-legacy`), CLIP
+and DINOv2, on the images of the data set and, Inception, on EDM's reference statistics (`reference`), whose rows are
+those to set beside a published figure. Papers quote the least of several scores: `summary.csv` of a report has the mean
+and `fid_min`, and `fid_snapshot`, that of the best snapshot.
 
-Data sets of 64 pixels are zips in EDM's format, under `ONESTEP_DATA`; teachers of EDM's zoo, reference statistics and weights of
-judges are downloaded when they are needed. The papers' packages: `pip install 'onestep-bench[grid,critics,lpips,clip]'`.
+Data sets of 64 pixels are zips in EDM's format, under `ONESTEP_DATA`; teachers of EDM's zoo, reference statistics and
+weights of judges are downloaded when they are needed. The packages that judges, critics and losses need:
+`pip install 'onestep-bench[grid,critics,lpips,clip]'`.
 
-None of these grids has been run at its budget. Each runs on a CPU at a thousandth of it, on stand-ins of the networks and
-judges (`tests/test_papers_slow.py`), and the network passes that its cost is told by are those counted there.
-GPU-hours are of one GPU, by a rate that each grid states. To run one so by hand, on any images and with small networks:
+None of these grids has been run at its budget. On a CPU each runs at a thousandth of it, with small networks and
+stand-ins for teachers, critics and judges (`tests/test_papers_slow.py`), and the network passes by which its cost is
+told are those that were counted there; passes of LPIPS, and of samples and their judges, are counted by hand.
+GPU-hours are of one GPU, at a rate that each grid states. So a grid is tried out by hand, on any images:
 
 ```
-onestep-bench run params/papers/cifar10-ect.yaml --scale 0.001 --set dataset=cifar10.zip --set teacher=edm-small.pkl \\
+onestep-bench run params/papers/cifar10-ect.yaml --scale 0.001 --set dataset=cifar10.zip --set teacher=small.pkl \\
     --set 'features=[pixels, random-features]' --set reference= --set batch_size=64
 ```
 
@@ -95,7 +102,9 @@ def _line(grid: Grid, row: dict) -> str:
     ours, theirs = here(grid, row["stage"], row["setting"]), yaml.safe_load(row["released"])
     differs = ours != theirs
     if differs != bool(row["why"]):
-        what = "differs, and released.csv does not say why" if differs else "is as released, and released.csv says why not"
+        what = (
+            "differs, and released.csv does not say why" if differs else "is as released, and released.csv says why not"
+        )
         raise OnestepError(f"{grid.name}: {row['setting']} {what}: {ours!r} and {theirs!r}")
     told = f"{_text(ours)} **≠**" if differs else _text(ours)
     setting = row["setting"] if row["stage"] in ("gdd", "slimflow") else f"{row['stage']}: {row['setting']}"
