@@ -1,9 +1,10 @@
-"""The papers' grids, unchanged, at a thousandth of their budgets on a CPU, and the passes by which a plan tells their cost.
+"""The papers' grids, unchanged, at a thousandth of their budgets on a CPU, and the passes a plan tells their cost by.
 
 What no CPU, or no machine without a network, can do is set on the command line: networks of some thousand parameters
 (`toy`, of a plug-in), a critic of the teacher's encoder in the place of ImageNet's networks, l2 for LPIPS, judges that
 need no download, no published statistics, one sampling seed. Released teachers are stand-ins in their format, in their
-place. Images of 32 pixels are the first of CIFAR-10's JPEG copies if ONESTEP_DATA has them; else, and at 64 pixels, noise.
+place. Images of 32 pixels are the first of CIFAR-10's JPEG copies if ONESTEP_DATA has them; else, and at 64 pixels,
+noise.
 """
 
 import io
@@ -71,7 +72,7 @@ CASES = {
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A data folder: images, stand-ins where the zoo's teachers are downloaded to, and a plug-in with the size `toy`."""
+    """A data folder: images, stand-ins where the zoo's teachers are downloaded to, and a plug-in with a size."""
     folder = tmp_path_factory.mktemp("papers")
     _write_images(folder / "cifar10.zip", _photographs() or _noise(32))
     for name in ("ffhq-64x64", "afhqv2-64x64", "imagenet-64x64"):
