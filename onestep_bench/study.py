@@ -274,7 +274,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots)
             networks=_asked(nets),
             after=kept_at(ema, folder, snapshots, training),
             checkpoint=folder / "checkpoint.pt",
-            checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
+            checkpoint_seconds=float(seconds) if (seconds := os.environ.get("ONESTEP_CHECKPOINT_SECONDS")) else None,
             name=method.name,
         )
         try:

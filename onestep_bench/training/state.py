@@ -97,13 +97,19 @@ class Run:
         adams: Mapping[str, Adam],
         device: torch.device,
     ):
-        self.nets, self.ema, self.config = nets, ema, config
+        self.nets, self.ema, self.config, self.device = nets, ema, config, device
+        # Kept: walking the modules of a large network for them takes milliseconds, each time.
+        self.parameters = {name: list(net.parameters()) for name, net in nets.items()}
+        self.averaged = [] if ema is None else list(ema.parameters())
         self.rates = {name: adams[name].rate if name in adams else 1.0 for name in nets}
         self.optimizers = {
             name: torch.optim.Adam(
-                net.parameters(), lr=config.lr, betas=adams[name].betas if name in adams else config.betas, fused=True
+                self.parameters[name],
+                lr=config.lr,
+                betas=adams[name].betas if name in adams else config.betas,
+                fused=True,
             )
-            for name, net in nets.items()
+            for name in nets
         }
         self.watch = LossWatch(list(nets), device)
         self.rows: list[LogRow] = []
@@ -112,8 +118,8 @@ class Run:
     def check(self, method: str, checkpoint: Path | None) -> None:
         """Raise OnestepError if a loss was bad, or a finite loss had a gradient that spoilt the weights."""
         self.watch.check(method, checkpoint)
-        for name, net in self.nets.items():
-            finite = torch.stack([parameter.isfinite().all() for parameter in net.parameters()])  # one sync, not many
+        for name, parameters in self.parameters.items():
+            finite = torch.stack([parameter.isfinite().all() for parameter in parameters])  # one sync, not many
             if not finite.all():
                 raise OnestepError(
                     f"{method}: weights of the {name} were not finite at step {self.done - 1}; lower lr or set clip"
