@@ -122,6 +122,33 @@ class Conv2d(nn.Module):
         return self.resample_filter.to(x.dtype).expand(x.shape[1], -1, -1, -1)
 
 
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group normalisation of x (n, c, h, w), in its precision and, on a GPU, its memory format.
+
+    CUDA's kernel answers in NCHW whatever it is given, so that every convolution behind it would turn its input round.
+    A compiler is given the formula instead, which it joins to what stands around it; without one, the kernel and a copy
+    back are the faster.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _written_out(x, groups, weight, bias, eps)
+    if x.dtype == weight.dtype:
+        out = F.group_norm(x, groups, weight, bias, eps)
+    else:
+        # Autocast would run this in float32 and so double the traffic of its output; the kernel adds up in float32.
+        with torch.autocast(x.device.type, enabled=False):
+            out = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    last = x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=torch.channels_last) if last else out
+
+
+def _written_out(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (groups, -1))
+    variance, mean = torch.var_mean(grouped, dim=(2, 3, 4), correction=0, keepdim=True)
+    scale = weight.reshape(groups, -1, 1, 1) * (variance + eps).rsqrt()
+    shift = bias.reshape(groups, -1, 1, 1) - mean * scale
+    return (grouped * scale + shift).flatten(1, 2).to(x.dtype)
+
+
 class GroupNorm(nn.Module):
     """Group normalisation with min(32, channels // 4) groups, in the precision of its input."""
 
@@ -138,11 +165,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> the same."""
-        if x.dtype == self.weight.dtype:
-            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        # Autocast would run this in float32 and so double the traffic of its output; the kernel accumulates in float32.
-        with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
 
 class UNetBlock(nn.Module):

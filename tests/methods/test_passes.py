@@ -6,11 +6,11 @@ import torch
 from onestep_bench import methods, networks
 from onestep_bench.denoiser import edm_denoiser
 from onestep_bench.methods import Nets
-from onestep_bench.training import loop
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
 from onestep_bench.training.passes import counting
 from onestep_bench.training.source import Source
+from onestep_bench.training.speed import compile_hearts, uncompile_hearts
 
 # A forward pass is 1, one that is differentiated 3, one whose gradient is differentiated 7.
 BY_HAND = {
@@ -53,14 +53,15 @@ def trained(name, *, size="0.05M", accumulate=1, backend=None):
     """The rows of a run of four steps, one a step."""
     nets, objective = nets_of(methods.get(name), size)
     everything = {"student": nets.student, **nets.auxiliary}
-    if backend:
-        loop._compile(everything, backend)
     counted = everything | ({"teacher": nets.teacher} if nets.teacher else {})
+    if backend:
+        compile_hearts(counted.values(), backend)
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
     source = Source(images, None, torch.randn(16, 1, 8, 8), "cpu")
     config = TrainConfig(kimg=IMAGES / 1000, batch_size=8, accumulate=accumulate)
     yield from fit(objective, everything, source, config, seed=0, networks=counted)
-    assert not any("forward" in vars(module) for net in everything.values() for module in net.modules())
+    uncompile_hearts(counted.values())
+    assert not any("forward" in vars(module) for net in counted.values() for module in net.modules())
 
 
 def by_hand(name):
@@ -88,7 +89,6 @@ def test_what_is_compiled_is_counted_the_same_and_compiled_once(name):
         graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
-    torch.compiler.reset()
     compiled = [(row, len(graphs)) for row in trained(name, backend=backend)]
     assert compiled[-1][0].passes == by_hand(name)
     assert 0 < compiled[1][1] == compiled[-1][1]  # R1 comes every second step
