@@ -223,9 +223,15 @@ _SHORT = {
     "cd": "consistency-distillation",
     "ect": "easy-consistency-tuning",
 }
-# A notebook about one method has, in the place of `method`, a parameter of its own; what it trains all values of.
+# A notebook about one method has, in the place of `method`, a parameter of its own; what it sets itself.
 _ABOUT = {"variants": "gdd", "student_levels": "sfddm"}
-_SWEPT = {"gdd": ("variant",), "sfddm": ("student_levels", "map"), "progressive": ("steps",)}
+_SWEPT = {
+    "gdd": ("variant",),
+    "sfddm": ("student_levels", "map", "levels", "schedule"),
+    "progressive": ("steps",),
+    "annealing-reflow": ("anneal", "constant"),
+    "flow-guided-distillation": ("guidance",),
+}
 
 
 def _options(name: str, value: object, everything: dict, folder: Path) -> None:
@@ -245,7 +251,7 @@ def _options(name: str, value: object, everything: dict, folder: Path) -> None:
     for own in ("kimg", *(() if name == "options" and "method" in everything else _SWEPT.get(method, ()))):
         if own in value:
             raise Misfit(f"a dict without {own!r}, which other parameters set")
-        del fields[own]
+        fields.pop(own, None)
     for option, given in value.items():
         if option not in fields:
             raise Misfit(f"a dict of options of {method}", near_miss(str(option), fields), option)
