@@ -15,6 +15,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss, needs_extra
+from onestep_bench.networks.layers import GroupNorm
 
 # Images (n, c, h, w) in [-1, 1] and one-hot labels or None -> feature maps, finest first.
 Backbone = Callable[[Tensor, Tensor | None], list[Tensor]]
@@ -134,7 +135,7 @@ class Head(nn.Module):
 
 
 def _head_layer(channels: int, convolution: nn.Conv2d) -> list[nn.Module]:
-    return [spectral_norm(convolution), nn.GroupNorm(min(8, channels), channels), nn.LeakyReLU(0.2)]
+    return [spectral_norm(convolution), GroupNorm(channels, 1e-5, min(8, channels)), nn.LeakyReLU(0.2)]
 
 
 class Critic(nn.Module):
