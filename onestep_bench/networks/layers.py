@@ -150,11 +150,11 @@ def _written_out(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: floa
 
 
 class GroupNorm(nn.Module):
-    """Group normalisation with min(32, channels // 4) groups, in the precision of its input."""
+    """Group normalisation, by default with min(32, channels // 4) groups, in the precision of its input."""
 
-    def __init__(self, channels: int, eps: float):
+    def __init__(self, channels: int, eps: float, groups: int | None = None):
         super().__init__()
-        self.groups, self.eps = min(32, channels // 4), eps
+        self.groups, self.eps = groups or min(32, channels // 4), eps
         if self.groups < 1 or channels % self.groups:
             raise OnestepError(
                 f"GroupNorm cannot split {channels} channels into {self.groups} equal groups; choose model_channels "
