@@ -115,8 +115,12 @@ def _hours(grid: Grid, ahead: Sequence[Cell]) -> list[str]:
             costs[name] = cost.hours(stage.passes, cells, grid.rate)
     known = [hours for hours in costs.values() if hours is not None]
     told = ["", f"GPU-hours ahead, at {grid.rate.teramacs:g} * 10^12 multiply-accumulates a second: {grid.rate.of}"]
-    told += [f"  {'unknown' if hours is None else f'{hours:.3g}':>7}  {name}" for name, hours in costs.items()]
-    return [*told, f"  {sum(known):>7.3g}  in all" + ", of those that are known" * (len(known) < len(costs))]
+    told += [f"  {'unknown' if hours is None else _short(hours):>7}  {name}" for name, hours in costs.items()]
+    return [*told, f"  {_short(sum(known)):>7}  in all" + ", of those that are known" * (len(known) < len(costs))]
+
+
+def _short(hours: float) -> str:
+    return f"{hours:,.0f}" if hours >= 100 else f"{hours:.3g}"
 
 
 def _figures(grid: Grid) -> list[str]:
