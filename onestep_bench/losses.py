@@ -24,7 +24,8 @@ def velocity_loss(denoiser, data: Tensor, noise: Tensor, t: Tensor, labels: Tens
 def adaptive(squared: Tensor, p: float, c: float) -> Tensor:
     """e / sg(e + c)^p of squared errors e, one a row: as if |error|^(2-2p) were minimised.
 
-    MeanFlow's weight (Geng et al. 2025, arXiv:2505.13447). p 0 is the squared error itself; at 1 all rows weigh the same, however far off.
+    MeanFlow's weight (Geng et al. 2025, arXiv:2505.13447). p 0 is the squared error itself; at 1 all rows weigh the
+    same, however far off.
     """
     return squared / (squared.detach() + c) ** p
 
