@@ -30,7 +30,7 @@ CURVES = {
     "consistency-distillation": (8, {"accumulate": 2}),
     "meanflow": (8, {}),
     "imm": (8, {"accumulate": 2, "members": 2}),
-    "shortcut": (8, {"accumulate": 2, "every": 4}),
+    "shortcut": (8, {"accumulate": 2, "every": 2}),
 }
 SHORT = TrainConfig(kimg=0.08, batch_size=4, lr=1e-2, hflip=True)  # 20 steps
 

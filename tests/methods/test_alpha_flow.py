@@ -1,4 +1,7 @@
-"""alpha-Flow and shortcut models: against arrays of the released code, and the exact map of Gaussian data."""
+"""alpha-Flow and shortcut models: against arrays of the released code, and the exact map of Gaussian data.
+
+Made with snap-research/alphaflow b0fef77d8bf1 and kvfrans/shortcut-models 601004348667.
+"""
 
 import math
 

@@ -32,7 +32,7 @@ BY_HAND = {
     "meanflow-distillation": {"student": 3 + 2, "teacher": 1},
     # Of four steps the first two are at alpha = 1, where nothing is composed.
     "alpha-flow": {"student": 3 + 2 / 4},
-    "shortcut": {"student": 3, "target": 2 / 8},
+    "shortcut": {"student": 3, "target": 2 / 4},
     "imm": {"student": 3 + 1},
     "sct": {"student": 3 + 2},
     "scd": {"student": 3 + 2, "teacher": 1},
@@ -40,7 +40,7 @@ BY_HAND = {
     "2-rf++": {"student": 3},
     "gdd": {"student": 3 + 1, "critic": 3 + 3 + 3 + 7 / 2, "teacher": 0},
 }
-OPTIONS = {"gdd": {"critic_channels": 8, "r1_interval": 2}, "progressive": {"steps": 2}}
+OPTIONS = {"gdd": {"critic_channels": 8, "r1_interval": 2}, "progressive": {"steps": 2}, "shortcut": {"every": 4}}
 IMAGES = 8 * 4  # a step's by steps
 
 

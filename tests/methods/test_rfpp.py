@@ -1,4 +1,4 @@
-"""2-rectified flow++: against arrays of the released code."""
+"""2-rectified flow++: against arrays of sangyun884/rfpp f7b10a5d71c6."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""sCT and sCD: against arrays of FastGen's code, and the exact consistency function of Gaussian data."""
+"""sCT and sCD: against arrays of NVlabs/FastGen 34f30e8ff1a5, and the exact consistency function of Gaussian data."""
 
 import math
 

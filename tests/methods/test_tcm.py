@@ -1,4 +1,4 @@
-"""Truncated consistency models: against arrays of the released code, and data whose function is known."""
+"""Truncated consistency models: against arrays of NVlabs/TCM b132239ef960, and data whose function is known."""
 
 import pytest
 import torch
@@ -13,10 +13,11 @@ def arrays():
 
 
 def test_the_nearer_level_is_that_of_the_released_code(arrays):
-    for group in arrays.groups("tcm/r/", "stage0") or ["tcm/r"]:
-        for stage in (0, 3, 7):
-            found = nearer_level(arrays["ect/grid"], arrays[f"tcm/ratio/stage{stage}"])
-            torch.testing.assert_close(found, arrays[f"{group}/stage{stage}"], rtol=1e-5, atol=0)
+    stages = [name.rpartition("/")[2] for name in arrays.found if name.startswith("tcm/r/")]
+    assert stages
+    for stage in stages:
+        found = nearer_level(arrays["ect/grid"], arrays[f"tcm/ratio/{stage}"])
+        torch.testing.assert_close(found, arrays[f"tcm/r/{stage}"], rtol=1e-5, atol=0)
 
 
 def test_levels_are_those_of_the_released_sampler(arrays):
