@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from onestep_bench.errors import OnestepError
 
@@ -225,8 +226,21 @@ class UNetBlock(nn.Module):
         bias = self.qkv.bias.view(order).permute(2, 0, 1).reshape(3 * c)
         qkv = F.linear(tokens, weight, bias).view(n, height * width, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        attended = _attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         return F.linear(attended, self.proj.weight.flatten(1), self.proj.bias).mT.reshape(x.shape)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(c)) v, (n, heads, places, c) -> the same.
+
+    By hand where a forward-mode derivative is under way: fused kernels have none, and what torch has for its softmax
+    writes over what a gradient through the derivative needs.
+    """
+    if forward_ad.unpack_dual(q).tangent is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    weights = (logits - logits.detach().amax(-1, keepdim=True)).exp()
+    return weights / weights.sum(-1, keepdim=True) @ v
 
 
 class PositionalEmbedding(nn.Module):
