@@ -170,7 +170,7 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("dataset", _dataset),
     ("teacher", _teacher),
     ("size|teacher_size", _one_of("sizes")),
-    ("method", _one_of("methods")),
+    ("method|first_stage", _one_of("methods")),
     ("sampler|pair_sampler", _one_of("samplers")),
     ("samplers", _some("samplers", _one_of("samplers"))),
     ("features", _some("judges", _one_of("judges", "auto"))),
@@ -273,7 +273,7 @@ def _method_of(name: str, everything: dict) -> str | None:
         about = (method for sign, method in _ABOUT.items() if sign in everything)
         return everything.get("method") or next(about, None)
     short = name.removesuffix("_options")
-    return everything.get("teacher") if short == "teacher" else _SHORT.get(short, short)
+    return everything.get(short) if short in ("teacher", "first_stage") else _SHORT.get(short, short)
 
 
 # ---- the first cell of a notebook ------------------------------------------------------------------------------------
