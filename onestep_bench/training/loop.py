@@ -38,7 +38,6 @@ def _update_averages(run: Run, step: int) -> None:
             torch._foreach_lerp_(run.averaged[halflife], run.parameters["student"], 1 - keep)
             for kept, seen in zip(average.buffers(), student.buffers(), strict=True):
                 kept.copy_(seen)
-            kept.copy_(seen)
 
 
 def fit(
