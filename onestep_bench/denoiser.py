@@ -111,11 +111,8 @@ class DDPM:
     def __post_init__(self):
         if self.predicts not in ("eps", "v"):
             raise OnestepError(f"a DDPM network predicts 'eps' or 'v', not {self.predicts!r}")
-
-    @property
-    def ratios(self):
-        ends = self.path.ratio(torch.tensor([1.0, self.path.t_max], dtype=torch.float64))
-        return ends[0].item(), ends[1].item()
+        ends = torch.tensor([1.0, self.path.t_max], dtype=torch.float64, device="cpu")
+        object.__setattr__(self, "ratios", tuple(self.path.ratio(ends).tolist()))
 
     def inputs(self, x, t):
         return x, t - 1
@@ -134,6 +131,11 @@ class Denoiser(nn.Module):
         super().__init__()
         self.net, self.native = net, native
         self.path = path or native.path
+        # The lowest level of another path that the network was trained for, as either precision rounds it. It is a
+        # number, as are `encode`'s levels: one computed on a device in the middle of a step would be waited for.
+        dtypes = () if self.path == native.path else (torch.float32, torch.float64)
+        self._lowest = {dtype: _level(self.path, native.ratios[0], dtype) for dtype in dtypes}
+        self._encoded: dict[float, float] = {}
 
     @property
     def num_classes(self) -> int:
@@ -145,6 +147,7 @@ class Denoiser(nn.Module):
         """Labels by which the network is told how its images were augmented; 0 if it takes none."""
         return getattr(self.net, "augment_dim", 0)
 
+    @property
     def two_times(self) -> bool:
         """Whether the network can be told how far a jump is to go, and so be a flow map."""
         return getattr(self.net, "two_times", False)
@@ -179,15 +182,12 @@ class Denoiser(nn.Module):
         if want not in WANTS:
             raise OnestepError(f"cannot predict {want!r}{near_miss(want, WANTS)}")
         # Levels keep at least the precision of x: the samplers step in float64.
-        t = torch.as_tensor(t, device=x.device, dtype=x.dtype).expand(len(x))
-        if gap is not None:
-            gap = torch.as_tensor(gap, device=x.device, dtype=x.dtype).expand(len(x))
+        t = self._levels(t, x)
+        gap = None if gap is None else self._levels(gap, x)
         if self.path == self.native.path:
             return self._answer(*self._ask(x, t, labels, augment, gap), x, t, want)
-        low, high = self.native.ratios
-        low = torch.tensor(low, dtype=x.dtype, device=x.device)
-        t = torch.maximum(t, self.path.t_at(low))
-        level = self.native.path.t_at(self.path.ratio(t).clamp(low, high))
+        t = t.clamp(min=self._lowest[torch.promote_types(x.dtype, torch.float32)])
+        level = self.native.path.t_at(self.path.ratio(t).clamp(*self.native.ratios))
         # The noise keeps its size where the ratio is out of range: at the noise end x is all noise.
         scale = spread(self.native.path.sigma(level) / self.path.sigma(t), x)
         what, prediction = self._ask(x * scale, level, labels, augment, gap)
@@ -202,10 +202,15 @@ class Denoiser(nn.Module):
         """
         low, high = self.native.ratios
         path = self.native.path
-        level = path.t_at(torch.tensor(min(max(ratio, low), high), dtype=torch.float64)).item()
-        t = x.new_full((len(x),), level)  # filled there: a number copied over would wait for the device
+        if ratio not in self._encoded:
+            self._encoded[ratio] = _level(path, min(max(ratio, low), high), torch.float64)
+        t = x.new_full((len(x),), self._encoded[ratio])
         images, noise_labels = self.native.inputs(x * spread(path.alpha(t), x), t)
         return self.net.encode(images, noise_labels, self._one_hot(labels, x.dtype))
+
+    @staticmethod
+    def _levels(t: Tensor | float, x: Tensor) -> Tensor:
+        return (t.to(x) if isinstance(t, Tensor) else x.new_full((), t)).expand(len(x))
 
     def _ask(
         self, x: Tensor, t: Tensor, labels: Tensor | None, augment: Tensor | None, gap: Tensor | None
@@ -253,6 +258,10 @@ class Denoiser(nn.Module):
             return x0
         eps = prediction if what == "eps" else self.path.from_x0(x, x0, t)
         return eps if want == "eps" else self.path.velocity(x0, eps, t)
+
+
+def _level(path: Path, ratio: float, dtype: torch.dtype) -> float:
+    return path.t_at(torch.tensor(ratio, dtype=dtype, device="cpu")).item()
 
 
 def edm_denoiser(net: nn.Module, sigma_data: float = 0.5) -> Denoiser:

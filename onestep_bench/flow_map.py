@@ -12,7 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.paths import FLOW, Path, spread
@@ -68,13 +67,13 @@ def derivative(
     """(function, its derivative in a direction) by forward-mode differentiation, one pass that carries both.
 
     at, along: arguments of the function, and the change of each. Differentiable itself, where gradients are on.
-    In full precision and by attention that can be differentiated so: fused kernels cannot, nor what is compiled. Draws
-    the dropout mask that the next pass will draw.
+    In full precision, and not of what is compiled: of the function itself. Draws the dropout mask that the next pass
+    will draw.
     """
     device = at[0].device
     plain = torch.autocast(device.type, enabled=False), torch.compiler.set_stance("force_eager")
     # By dual numbers and not torch.func.jvp, which is made of them: within that, hooks that count passes see wrappers.
-    with same_dropout(device), sdpa_kernel(SDPBackend.MATH), plain[0], plain[1], forward_ad.dual_level():
+    with same_dropout(device), plain[0], plain[1], forward_ad.dual_level():
         value = function(*map(forward_ad.make_dual, at, along))
         primal, tangent = forward_ad.unpack_dual(value)
         return primal, torch.zeros_like(primal) if tangent is None else tangent

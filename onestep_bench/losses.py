@@ -97,7 +97,8 @@ def _lpips_network(device: torch.device) -> torch.nn.Module:
             "distance 'lpips' needs torchvision's vgg16-397923af.pth, which could not be downloaded; "
             f"put it into {torch.hub.get_dir()}/checkpoints"
         ) from error
-    _networks[device] = network.eval().requires_grad_(False).to(device)
+    layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
+    _networks[device] = network.eval().requires_grad_(False).to(device, memory_format=layout)
     return _networks[device]
 
 

@@ -57,11 +57,17 @@ def times_of(name: str, path: Path, steps: int) -> Tensor:
 
 
 def _start(denoiser, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
-    """The state at the first level and all levels, in float64."""
-    times = torch.as_tensor(times, dtype=torch.float64, device=noise.device)
+    """The state at the first level and all levels, in float64; they are checked before they are on a device."""
+    times = torch.as_tensor(times, dtype=torch.float64)
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
         raise OnestepError("a sampler needs at least two levels, strictly falling from noise to data")
+    times = times.to(noise.device)
     return denoiser.path.prior_std(times[0]) * noise.double(), times
+
+
+def _ends_clean(times: Tensor) -> list[bool]:
+    """Of each step, whether it ends at level 0; asked once, since a step that asked its level would wait for it."""
+    return [level == 0 for level in torch.as_tensor(times).tolist()[1:]]
 
 
 @register("ddim")
@@ -118,11 +124,11 @@ def heun(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -
 
     2 steps - 1 network evaluations when the last level is 0.
     """
-    x, times = _start(denoiser, noise, times)
-    for t, t_next in pairwise(times):
+    x, levels = _start(denoiser, noise, times)
+    for (t, t_next), clean in zip(pairwise(levels), _ends_clean(times), strict=True):
         slope = denoiser(x, t, labels, want="velocity")
         x_next = x + (t_next - t) * slope
-        if t_next > 0:
+        if not clean:
             x_next = x + (t_next - t) * (slope + denoiser(x_next, t_next, labels, want="velocity")) / 2
         x = x_next
     return x.to(noise.dtype)
@@ -136,13 +142,13 @@ def dpmpp_2m(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = Non
     First order on the first step and on one that ends at 0, where the log signal-to-noise ratio is infinite.
     """
     path = denoiser.path
-    x, times = _start(denoiser, noise, times)
+    x, levels = _start(denoiser, noise, times)
     previous, previous_ratio = None, None
-    for t, t_next in pairwise(times):
+    for (t, t_next), clean in zip(pairwise(levels), _ends_clean(times), strict=True):
         x0 = denoiser(x, t, labels, want="x0")
         ratio, next_ratio = path.ratio(t), path.ratio(t_next)
         estimate = x0
-        if previous is not None and next_ratio > 0:
+        if previous is not None and not clean:
             # Steps in lambda = -log(ratio); a first step from infinite ratio weighs the past with nothing.
             step, last_step = torch.log(ratio / next_ratio), torch.log(previous_ratio / ratio)
             estimate = x0 + step / (2 * last_step) * (x0 - previous)

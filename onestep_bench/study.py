@@ -112,7 +112,7 @@ def train(
 
 def _source_of(method: methods.Method, size: str | None) -> list[str]:
     """Where the source that trains begins: the method, what every step does, and the network that is made."""
-    loop = ["training.loop:_step", "training.loop:_update_ema", "training.precision:casting"]
+    loop = ["training.loop:_step", "training.loop:_update_averages", "training.precision:casting"]
     common = ["training.state:Run", "training.source:Source", "training.config:TrainConfig", "study:_student"]
     sizes = [f"networks.sizes:SIZES[{size}]"] if size else []
     return [f"{method.objective.__module__}:register({method.name})", *loop, *common, *sizes]
@@ -307,7 +307,7 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots,
             networks=_asked(nets),
             after=kept_at(averages[training.ema_halflife_kimg], folder, snapshots, training),
             checkpoint=folder / "checkpoint.pt",
-            checkpoint_seconds=float(os.environ.get("ONESTEP_CHECKPOINT_SECONDS", "60")),
+            checkpoint_seconds=float(seconds) if (seconds := os.environ.get("ONESTEP_CHECKPOINT_SECONDS")) else None,
             name=method.name,
         )
         try:

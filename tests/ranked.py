@@ -28,6 +28,9 @@ CURVES = {
     "edm": (50, {}),
     "gdd": (50, {"r1_interval": 8, "critic_channels": 8}),
     "consistency-distillation": (8, {"accumulate": 2}),
+    "meanflow": (8, {}),
+    "imm": (8, {"accumulate": 2, "members": 2}),
+    "shortcut": (8, {"accumulate": 2, "every": 2}),
 }
 SHORT = TrainConfig(kimg=0.08, batch_size=4, lr=1e-2, hflip=True)  # 20 steps
 
@@ -52,7 +55,10 @@ def curve(name, steps, options):
     teacher = Denoiser(network(), EDM()).eval().requires_grad_(False)
     method = methods.get(name)
     config, training = study._configs(method, options | {"kimg": steps * 8 / 1000, "batch_size": 8})
-    student = method.student(config, network(), teacher.native, teacher).train()
+    net = network()
+    if method.two_times:
+        net.add_second_time()
+    student = method.student(config, net, teacher.native, teacher).train()
     nets = methods.Nets(student, teacher)
     nets.auxiliary = method.auxiliary(nets, config)
     ema = copy.deepcopy(student)

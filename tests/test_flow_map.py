@@ -185,6 +185,23 @@ def test_the_derivative_is_a_finite_difference_in_float64(arch, native):
     assert expected.abs().max() > 1e-2
 
 
+def test_the_derivative_has_a_gradient_which_is_that_of_a_finite_difference():
+    net = perturbed(TINY | {"arch": "SongUNet", "second_time": True}).double().eval()
+    flow = FlowMap(Denoiser(net, Flow(plain=True)))
+    t, s = (value[:3] for value in gaussian()[2:])
+    x = torch.randn(3, 1, 8, 8, dtype=torch.float64)
+    h = 1e-5
+    moves = derivative(lambda s: flow.average(x, t, s), (s,), (torch.ones_like(s),))[1]
+    expected = (flow.average(x, t, s + h) - flow.average(x, t, s - h)) / (2 * h)
+    parameters = list(net.parameters())
+    for found, wanted in zip(
+        torch.autograd.grad(moves.square().sum(), parameters),
+        torch.autograd.grad(expected.square().sum(), parameters),
+        strict=True,
+    ):
+        torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
+
+
 def test_the_derivative_leaves_the_mask_to_the_pass_that_follows():
     layer = torch.nn.Dropout(0.5)
     torch.manual_seed(0)

@@ -25,11 +25,13 @@ TINY = {
 
 @pytest.fixture
 def recorded(tmp_path, monkeypatch):
-    """Function that runs the notebook with these parameters and gives the bundle it left."""
+    """Function that runs the notebook, or another one, with these parameters and gives the bundle it left."""
 
-    def run(**given):
+    def run(notebook=NOTEBOOK, **given):
         monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "store"))
-        papermill.execute_notebook(str(NOTEBOOK), str(tmp_path / "out.ipynb"), TINY | given, progress_bar=False)
+        declared = papermill.inspect_notebook(str(notebook))
+        given = {name: value for name, value in TINY.items() if name in declared} | given
+        papermill.execute_notebook(str(notebook), str(tmp_path / "out.ipynb"), given, progress_bar=False)
         (bundle,) = bundles_in(tmp_path / "out.ipynb")
         return bundle
 
@@ -52,6 +54,33 @@ def test_a_method_of_pairs_is_shown_data(recorded):
     assert [row["kimg"] for row in rows] == pytest.approx([0.192, 0.192, 0.16, 0.16])
     assert [row["model"].endswith("#0.032") for row in rows] == [False, False, True, True]
     json.dumps(bundle["recipes"])
+
+
+@pytest.mark.slow
+def test_averages_of_the_options_are_scored_beside_the_model(recorded):
+    options = {"emas": [0], "precision": {"student": "bf16"}}
+    bundle = recorded(method="kd", options=options, teacher_options={"optimizer": "radam", "emas": [0]})
+    rows = [row for row in bundle["rows"] if row["label"] == "kd"]
+    assert [row["weights"] for row in rows] == ["ema", "ema", "last", "last"]
+    assert [row["model"].endswith("~0") for row in rows] == [False, False, True, True]
+    own, raw = (bundle["recipes"][row["recipe"]] for row in rows[1:3])
+    assert (own["kd.ema_halflife_kimg"], raw["kd.ema_halflife_kimg"]) == (500.0, 0.0)
+    assert own["edm.optimizer"] == "radam"
+
+
+@pytest.mark.slow
+def test_slimflows_student_may_start_from_the_raw_weights_with_options_of_its_own(recorded):
+    bundle = recorded(
+        NOTEBOOK.with_name("slimflow.ipynb"),
+        **{"reflow_kimg": 0.064, "distill_kimg": 0.064, "distill_from": "raw", "ablation": False, "hflip": True},
+        reflow_options={"optimizer": "adamw", "emas": [0.1]},
+        distill_options={"hflip": False, "warmup_kimg": 0.032},
+    )
+    (row, *_) = rows_of(bundle, "SlimFlow")
+    recipe = bundle["recipes"][row["recipe"]]
+    told = {name: recipe[f"flow-guided-distillation.{name}"] for name in ("init", "teacher", "hflip", "optimizer")}
+    assert told == {"init": "annealing-reflow~0", "teacher": "annealing-reflow~0", "hflip": False, "optimizer": "adam"}
+    assert (recipe["annealing-reflow.hflip"], recipe["annealing-reflow.optimizer"]) == (True, "adamw")
 
 
 @pytest.mark.slow

@@ -334,6 +334,69 @@ def test_snapshots_that_cannot_be_are_refused_and_no_teachers(digits, refuses):
         study.pretrained(early.name)
 
 
+EMAS = {"ema_halflife_kimg": 0.02, "emas": [0, 0.1]}
+
+
+def test_a_training_keeps_several_averages_each_a_model(digits, small_batches):
+    model = study.train("edm", digits, **TINY, **EMAS)
+    assert list(model.averages) == [0.0, 0.1]
+    for halflife, average in {0.02: model, **model.averages}.items():
+        same = study.train("edm", digits, **TINY, ema_halflife_kimg=halflife)
+        state = same.denoiser.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in average.denoiser.state_dict().items())
+        assert average.recipe_hash == same.recipe_hash
+        assert average.spent["kimg"] == same.spent["kimg"]
+    raw = model.averages[0.0]
+    assert (raw.weights, model.weights, same.weights) == ("last", "ema", "ema")
+    assert raw.name == f"{model.name}~0"
+    assert raw.on(VP(alphas_cumprod("linear", 10))).name.startswith(f"{raw.name}@vp")
+    assert not torch.equal(study.sample(raw, range(2)), study.sample(model, range(2)))
+    assert raw.snapshots == {}
+    options = {"samples": 16, "seeds": [0], "steps": [1], "features": ["pixels"]}
+    scores = [study.evaluate(one, digits, label="edm", **options)["rows"][0] for one in (model, raw)]
+    assert [(row["model"], row["weights"]) for row in scores] == [(model.name, "ema"), (raw.name, "last")]
+    assert scores[0]["fid"] != scores[1]["fid"]
+    assert scores[0]["recipe"] != scores[1]["recipe"]
+
+
+def test_an_average_may_be_where_a_training_starts_and_its_teacher(digits, small_batches, refuses):
+    model = study.train("edm", digits, **TINY, **EMAS)
+    raw = model.averages[0.0]
+    still = {"kimg": 0.008, "batch_size": 8, "lr": 1e-30}
+    students = [study.train("progressive", digits, teacher=one, init=one, **still) for one in (model, raw)]
+    for student, start in zip(students, (model, raw), strict=True):
+        state = start.denoiser.state_dict()
+        assert all(torch.equal(value, state[name]) for name, value in student.denoiser.state_dict().items())
+    assert students[0].artifact.key != students[1].artifact.key
+    assert [student.settings["progressive.teacher"] for student in students] == ["edm", "edm~0"]
+    pairs = [study.make_pairs(one, 8, steps=2) for one in (model, raw)]
+    assert not torch.equal(pairs[0].images, pairs[1].images)
+    with refuses(raw.name, "another average", "`averages`"):
+        study.pretrained(raw.name)
+
+
+def test_a_student_may_have_a_dropout_of_its_own(digits, teacher):
+    def rates(model):
+        config = model.denoiser.spec()["network"]
+        return {
+            config["dropout"],
+            *(block.style.dropout for block in model.denoiser.net.modules() if hasattr(block, "style")),
+        }
+
+    assert rates(teacher) == {0.0}
+    fresh = study.train("edm", digits, **TINY, dropout=0.3)
+    tuned = study.train("edm", digits, init=teacher, kimg=0.008, batch_size=8, dropout=0.2)
+    assert (rates(fresh), rates(tuned)) == ({0.3}, {0.2})
+    assert rates(study.train("edm", digits, init=tuned, kimg=0.008, batch_size=8)) == {0.2}
+    assert (fresh.size, fresh.settings["edm.dropout"]) == ("0.05M", 0.3)
+    assert not torch.equal(study.sample(fresh, range(1)), study.sample(teacher, range(1)))  # it was dropped in training
+
+
+def test_a_teacher_takes_the_options_of_its_training(digits):
+    model = study.teacher("edm", digits, **TINY, optimizer="radam", p_mean=-1.0)
+    assert (model.settings["edm.optimizer"], model.settings["edm.p_mean"]) == ("radam", -1.0)
+
+
 def test_training_in_a_cell_tells_how_far_it_is_and_an_interrupt_anywhere_goes_on(digits, monkeypatch, tmp_path):
     undisturbed = study.train("edm", digits, **TINY)
     monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))

@@ -170,7 +170,7 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("dataset", _dataset),
     ("teacher", _teacher),
     ("size|teacher_size", _one_of("sizes")),
-    ("method", _one_of("methods")),
+    ("method|first_stage", _one_of("methods")),
     ("sampler|pair_sampler", _one_of("samplers")),
     ("samplers", _some("samplers", _one_of("samplers"))),
     ("features", _some("judges", _one_of("judges", "auto"))),
@@ -223,9 +223,15 @@ _SHORT = {
     "cd": "consistency-distillation",
     "ect": "easy-consistency-tuning",
 }
-# A notebook about one method has, in the place of `method`, a parameter of its own; what it trains all values of.
+# A notebook about one method has, in the place of `method`, a parameter of its own; what it sets itself.
 _ABOUT = {"variants": "gdd", "student_levels": "sfddm"}
-_SWEPT = {"gdd": ("variant",), "sfddm": ("student_levels", "map"), "progressive": ("steps",)}
+_SWEPT = {
+    "gdd": ("variant",),
+    "sfddm": ("student_levels", "map", "levels", "schedule"),
+    "progressive": ("steps",),
+    "annealing-reflow": ("anneal", "constant"),
+    "flow-guided-distillation": ("guidance",),
+}
 
 
 def _options(name: str, value: object, everything: dict, folder: Path) -> None:
@@ -245,7 +251,7 @@ def _options(name: str, value: object, everything: dict, folder: Path) -> None:
     for own in ("kimg", *(() if name == "options" and "method" in everything else _SWEPT.get(method, ()))):
         if own in value:
             raise Misfit(f"a dict without {own!r}, which other parameters set")
-        del fields[own]
+        fields.pop(own, None)
     for option, given in value.items():
         if option not in fields:
             raise Misfit(f"a dict of options of {method}", near_miss(str(option), fields), option)
@@ -267,7 +273,7 @@ def _method_of(name: str, everything: dict) -> str | None:
         about = (method for sign, method in _ABOUT.items() if sign in everything)
         return everything.get("method") or next(about, None)
     short = name.removesuffix("_options")
-    return everything.get("teacher") if short == "teacher" else _SHORT.get(short, short)
+    return everything.get(short) if short in ("teacher", "first_stage") else _SHORT.get(short, short)
 
 
 # ---- the first cell of a notebook ------------------------------------------------------------------------------------

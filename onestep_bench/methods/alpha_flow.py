@@ -161,17 +161,14 @@ def shortcut(nets: Nets, cfg: ShortcutConfig):
         if draw.first:  # once a step, however many micro-batches it has
             _move_target(averaged, nets.student, cfg.target_decay)
         noise, images = draw.normal("noise", batch.images.shape[1:]), batch.images
-        # Which rows learn from two jumps is a matter of their place in the whole batch, however that is shared out.
-        places = range(draw.rows.start, draw.rows.stop)
-        double = [row for row, place in enumerate(places) if place % cfg.every == 0]
+        double = slice(None, None, cfg.every)  # one row of each group, which are whole
         gap = torch.full_like(images[:, 0, 0, 0], least)
         gap[double] = 0.5 ** draw.integers("gap", 0, cfg.halvings)[double].to(gap)
         t = 1 - gap * (draw.uniform("t") / gap).floor()
         x = FLOW.mix(images, noise, t)
         wanted = noise - images
-        if double:
-            labels = None if batch.labels is None else batch.labels[double]
-            wanted[double] = shortcut_target(target, x[double], t[double], gap[double], labels).to(wanted)
+        labels = None if batch.labels is None else batch.labels[double]
+        wanted[double] = shortcut_target(target, x[double], t[double], gap[double], labels).to(wanted)
         yield (flow.average(x, t, t - gap, batch.labels) - wanted).square().mean(), "student"
 
     return objective
@@ -192,4 +189,15 @@ def _as_flow_map(cfg, net, native, teacher) -> Denoiser:
 
 
 register(Method("alpha-flow", 1, AlphaFlowConfig, alpha_flow, _as_flow_map, two_times=True))
-register(Method("shortcut", 1, ShortcutConfig, shortcut, _as_flow_map, auxiliary=_target, two_times=True))
+register(
+    Method(
+        "shortcut",
+        1,
+        ShortcutConfig,
+        shortcut,
+        _as_flow_map,
+        auxiliary=_target,
+        group=lambda config: config.every,
+        two_times=True,
+    )
+)

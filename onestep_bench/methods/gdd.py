@@ -197,7 +197,13 @@ register(
         _generator,
         needs_teacher=True,
         auxiliary=_critic,
-        training={"lr": 1e-4, "betas": (0.0, 0.99), "batch_size": 256, "ema_rampup": 0.05},
+        training={
+            "lr": 1e-4,
+            "betas": (0.0, 0.99),
+            "batch_size": 256,
+            "ema_rampup": 0.05,
+            "precision": {"student": "auto", "critic": "fp32"},
+        },
         adams=_lazy,
         looks_through=lambda cfg: critics.backbones_in(cfg.critic),
     )

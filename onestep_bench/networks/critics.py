@@ -19,6 +19,7 @@ from torch.nn.utils.parametrizations import spectral_norm
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss, needs_extra
 from onestep_bench.networks import released_critic
+from onestep_bench.networks.layers import GroupNorm
 
 LAYOUTS = ("ours", "released")
 LEVELS = 4  # feature maps taken from each backbone, as in the papers
@@ -157,7 +158,7 @@ class Head(nn.Module):
 
 
 def _head_layer(channels: int, convolution: nn.Conv2d) -> list[nn.Module]:
-    return [spectral_norm(convolution), nn.GroupNorm(min(8, channels), channels), nn.LeakyReLU(0.2)]
+    return [spectral_norm(convolution), GroupNorm(channels, 1e-5, min(8, channels)), nn.LeakyReLU(0.2)]
 
 
 # (c, h, w) of each map of a backbone -> what mixes them, and a head for each.

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from onestep_bench.errors import OnestepError
 
@@ -122,12 +123,39 @@ class Conv2d(nn.Module):
         return self.resample_filter.to(x.dtype).expand(x.shape[1], -1, -1, -1)
 
 
-class GroupNorm(nn.Module):
-    """Group normalisation with min(32, channels // 4) groups, in the precision of its input."""
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """Group normalisation of x (n, c, h, w), in its precision and, on a GPU, its memory format.
 
-    def __init__(self, channels: int, eps: float):
+    CUDA's kernel answers in NCHW whatever it is given, so that every convolution behind it would turn its input round.
+    A compiler is given the formula instead, which it joins to what stands around it; without one, the kernel and a copy
+    back are the faster.
+    """
+    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
+        return _written_out(x, groups, weight, bias, eps)
+    if x.dtype == weight.dtype:
+        out = F.group_norm(x, groups, weight, bias, eps)
+    else:
+        # Autocast would run this in float32 and so double the traffic of its output; the kernel adds up in float32.
+        with torch.autocast(x.device.type, enabled=False):
+            out = F.group_norm(x, groups, weight.to(x.dtype), bias.to(x.dtype), eps)
+    last = x.is_cuda and x.is_contiguous(memory_format=torch.channels_last)
+    return out.contiguous(memory_format=torch.channels_last) if last else out
+
+
+def _written_out(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    grouped = x.to(torch.promote_types(x.dtype, torch.float32)).unflatten(1, (groups, -1))
+    variance, mean = torch.var_mean(grouped, dim=(2, 3, 4), correction=0, keepdim=True)
+    scale = weight.reshape(groups, -1, 1, 1) * (variance + eps).rsqrt()
+    shift = bias.reshape(groups, -1, 1, 1) - mean * scale
+    return (grouped * scale + shift).flatten(1, 2).to(x.dtype)
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation, by default with min(32, channels // 4) groups, in the precision of its input."""
+
+    def __init__(self, channels: int, eps: float, groups: int | None = None):
         super().__init__()
-        self.groups, self.eps = min(32, channels // 4), eps
+        self.groups, self.eps = groups or min(32, channels // 4), eps
         if self.groups < 1 or channels % self.groups:
             raise OnestepError(
                 f"GroupNorm cannot split {channels} channels into {self.groups} equal groups; choose model_channels "
@@ -138,11 +166,7 @@ class GroupNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> the same."""
-        if x.dtype == self.weight.dtype:
-            return F.group_norm(x, self.groups, self.weight, self.bias, self.eps)
-        # Autocast would run this in float32 and so double the traffic of its output; the kernel accumulates in float32.
-        with torch.autocast(x.device.type, enabled=False):
-            return F.group_norm(x, self.groups, self.weight.to(x.dtype), self.bias.to(x.dtype), self.eps)
+        return group_norm(x, self.groups, self.weight, self.bias, self.eps)
 
 
 class UNetBlock(nn.Module):
@@ -202,8 +226,21 @@ class UNetBlock(nn.Module):
         bias = self.qkv.bias.view(order).permute(2, 0, 1).reshape(3 * c)
         qkv = F.linear(tokens, weight, bias).view(n, height * width, 3, self.heads, c // self.heads)
         q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        attended = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
+        attended = _attention(q, k, v).transpose(1, 2).reshape(n, height * width, c)
         return F.linear(attended, self.proj.weight.flatten(1), self.proj.bias).mT.reshape(x.shape)
+
+
+def _attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(c)) v, (n, heads, places, c) -> the same.
+
+    By hand where a forward-mode derivative is under way: fused kernels have none, and what torch has for its softmax
+    writes over what a gradient through the derivative needs.
+    """
+    if forward_ad.unpack_dual(q).tangent is None:
+        return F.scaled_dot_product_attention(q, k, v)
+    logits = q @ k.mT / math.sqrt(q.shape[-1])
+    weights = (logits - logits.detach().amax(-1, keepdim=True)).exp()
+    return weights / weights.sum(-1, keepdim=True) @ v
 
 
 class PositionalEmbedding(nn.Module):

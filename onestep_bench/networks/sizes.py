@@ -48,6 +48,10 @@ SIZES: dict[str, dict[str, Any]] = {
     "61.8M": _ddpmpp(128, 4, (1, 2, 2, 2), 0.15, (16,)),
     "44.7M": _adm(128, 2, (1, 2, 2, 2), 0.13, (32, 16)),
     "80.7M": _adm(128, 2, (1, 2, 2, 4), 0.13, (32, 16)),
+    # Nearest to SFDDM's (arXiv 2405.14961), whose released U-Net of 64 channels and multipliers 1, 2, 4, 8 has 35.7M
+    # parameters at 3x32x32 and is no DDPM++: it widens one level later on the way down, modulates by scale and shift,
+    # has linear attention at every level but the last, and ends in a 1x1 convolution without a normalisation.
+    "44.5M": _ddpmpp(64, 1, (1, 2, 4, 8), 0.0, (16,)),
     # EDM (arXiv 2206.00364).
     "edm-ddpmpp": _ddpmpp(128, 4, (2, 2, 2), 0.13, (16,)),
     "edm-ncsnpp": _ddpmpp(128, 4, (2, 2, 2), 0.13, (16,)) | _NCSNPP,

@@ -19,21 +19,25 @@ from onestep_bench.methods import Adam, Objective
 from onestep_bench.seeds import Draw, seed_for
 from onestep_bench.training import ranks
 from onestep_bench.training.config import TrainConfig
-from onestep_bench.training.passes import counting, heart
+from onestep_bench.training.passes import counting
 from onestep_bench.training.precision import casting
 from onestep_bench.training.source import Source
+from onestep_bench.training.speed import sped_up
 from onestep_bench.training.state import LogRow, Run
 
-# Compiling pays for itself after about this many steps.
-COMPILE_STEPS = 1000
 LOG_ROWS = 100
+# Seconds between two checkpoints: on a GPU they hold a gigabyte, and come as far again in the same time.
+CHECKPOINT_SECONDS = {"cpu": 60.0, "cuda": 300.0}
 
 
-def _update_ema(ema: nn.Module, net: nn.Module, decay: float) -> None:
+def _update_averages(run: Run, step: int) -> None:
+    student = run.nets["student"]
     with torch.no_grad():
-        torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - decay)
-        for kept, seen in zip(ema.buffers(), net.buffers(), strict=True):
-            kept.copy_(seen)
+        for halflife, average in run.averages.items():
+            keep = run.config.ema_decay(step, halflife)
+            torch._foreach_lerp_(run.averaged[halflife], run.parameters["student"], 1 - keep)
+            for kept, seen in zip(average.buffers(), student.buffers(), strict=True):
+                kept.copy_(seen)
 
 
 def fit(
@@ -50,7 +54,7 @@ def fit(
     networks: Mapping[str, nn.Module] | None = None,
     after: Mapping[int, Callable[[], None]] | None = None,
     checkpoint: Path | None = None,
-    checkpoint_seconds: float = 60.0,
+    checkpoint_seconds: float | None = None,
     name: str = "fit",
 ) -> Iterator[LogRow]:
     """Train `nets` in place by `objective`; yield about a hundred log rows, those of earlier runs first on resume.
@@ -63,7 +67,8 @@ def fit(
     them, of an older version, tells none.
     after: what rank 0 calls at the end of a step (1-based), such as to keep the average; that step has a log row. Where
     a killed run goes on from before the step, it is called again.
-    checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` and at the end.
+    checkpoint: file from which a killed run goes on, written every `checkpoint_seconds` (by default a minute, on a GPU
+    five) and at the end.
     All draws are functions of (seed, purpose, step), so that a resumed run ends in the same bits as an uninterrupted
     one on the same machine. name: what errors call the run.
 
@@ -84,46 +89,44 @@ def fit(
     _check_start(run.done)
     yield from list(run.rows)
 
-    if device.type == "cuda":
-        _speed_up(nets, config)
+    if checkpoint_seconds is None:
+        checkpoint_seconds = CHECKPOINT_SECONDS.get(device.type, 60.0)
     begun = kept = run.done
     clock, saved = time.monotonic() - run.seconds, time.monotonic()
     log_every = max(1, config.steps // LOG_ROWS)
     watched = {} if run.watch.passes is None else networks or nets
-    try:
-        for step in range(run.done, config.steps):
-            with _interrupts_wait():
-                begun = step + 1
-                with casting(networks or nets, config.precision, device), counting(watched, run.watch.passes):
-                    _step(objective, run, source, seed, step, device)
-                for halflife, average in run.averages.items():
-                    _update_ema(average, nets["student"], config.ema_decay(step, halflife))
-                if after and begun in after and ranks.leads():
-                    after[begun]()
-                now = time.monotonic()
-                last = begun == config.steps
-                log = last or begun % log_every == 0 or begun in (after or {})
-                save = checkpoint and ranks.leads() and (last or now - saved >= checkpoint_seconds)
-                run.done, run.seconds = begun, now - clock
-                if log or save:
-                    run.check(name, checkpoint)
+    with sped_up(run, networks or nets):
+        try:
+            for step in range(run.done, config.steps):
+                with _interrupts_wait():
+                    begun = step + 1
+                    with casting(networks or nets, config.precision, device), counting(watched, run.watch.passes):
+                        _step(objective, run, source, seed, step, device)
+                    _update_averages(run, step)
+                    if after and begun in after and ranks.leads():
+                        after[begun]()
+                    run.done, now = begun, time.monotonic()
+                    last = begun == config.steps
+                    log = last or begun % log_every == 0 or begun in (after or {})
+                    save = checkpoint and ranks.leads() and (last or now - saved >= checkpoint_seconds)
+                    if log or save:
+                        run.check(name, checkpoint)  # which waits for the device, whose work the seconds below are
+                    run.seconds = time.monotonic() - clock
+                    if log:
+                        run.rows.append(_row(run, step))
+                if save:
+                    run.save(checkpoint)
+                    kept, saved = run.done, now
                 if log:
-                    run.rows.append(_row(run, step))
-            if save:
+                    yield run.rows[-1]
+        except KeyboardInterrupt:
+            if not checkpoint:
+                raise
+            if begun == run.done and ranks.leads():
+                run.check(name, checkpoint)
                 run.save(checkpoint)
-                kept, saved = run.done, now
-            if log:
-                yield run.rows[-1]
-    except KeyboardInterrupt:
-        if not checkpoint:
-            raise
-        if begun == run.done and ranks.leads():
-            run.check(name, checkpoint)
-            run.save(checkpoint)
-            kept = run.done
-        raise _stopped(kept, config) from None
-    finally:
-        _uncompile(nets)
+                kept = run.done
+            raise _stopped(kept, config) from None
 
 
 def _row(run: Run, step: int) -> LogRow:
@@ -163,30 +166,10 @@ def _stopped(steps: int, config: TrainConfig) -> KeyboardInterrupt:
     return stopped(f"training stopped at {kimg:g} of {total:g} kimg; run this again to go on from there")
 
 
-def _speed_up(nets: dict[str, nn.Module], config: TrainConfig) -> None:
-    for net in nets.values():
-        net.to(memory_format=torch.channels_last)
-    if config.steps >= COMPILE_STEPS:
-        _compile(nets)
-
-
-def _compile(nets: dict[str, nn.Module], backend: str | Callable = "inductor") -> None:
-    """Compile what does the work, below the hooks that count passes, which would else be traced and never run."""
-    for module in map(heart, nets.values()):
-        module.forward = torch.compile(module.forward, backend=backend)
-
-
-def _uncompile(nets: dict[str, nn.Module]) -> None:
-    # A copy of a module would else share the compiled forward of the one that it was copied from.
-    for module in map(heart, nets.values()):
-        vars(module).pop("forward", None)
-
-
 def _step(objective: Objective, run: Run, source: Source, seed: int, step: int, device: torch.device) -> None:
     """One optimiser step of every network the objective yields a loss for, over all micro-batches."""
     config = run.config
-    # Dropout draws from the global generators, of which each rank has its own.
-    torch.manual_seed(seed_for(seed, "dropout", step) + ranks.index())
+    _seed_dropout(seed_for(seed, "dropout", step) + ranks.index(), device)
     draws = _micro_draws(config, seed, step, device)
     # The objectives of all micro-batches advance together: each network is stepped once, after all of them.
     losses = [objective(source.batch(draw, config.hflip, config.augment), draw) for draw in draws]
@@ -204,17 +187,27 @@ def _step(objective: Objective, run: Run, source: Source, seed: int, step: int, 
                     run.optimizers[name].zero_grad(set_to_none=True)
             (loss / config.accumulate).backward()
             total = total + loss.detach() / config.accumulate
-        parameters = [parameter for name in names for parameter in run.nets[name].parameters()]
+        parameters = [parameter for name in names for parameter in run.parameters[name]]
         ranks.average([total, *(parameter.grad for parameter in parameters if parameter.grad is not None)])
         run.watch.add(names[0], total, step, logged=names[0] not in logged)
         logged.add(names[0])
         for name in names:
             if config.clip:
-                nn.utils.clip_grad_norm_(run.nets[name].parameters(), config.clip)
+                nn.utils.clip_grad_norm_(run.parameters[name], config.clip)
             optimizer = run.optimizers[name]
             for group in optimizer.param_groups:
                 group["lr"] = config.rate(step) * run.rates[name]
             optimizer.step()
+
+
+def _seed_dropout(seed: int, device: torch.device) -> None:
+    """Dropout draws from the global generators, of which each rank has its own.
+
+    As torch.manual_seed, which takes a hundred times as long to look for devices of every kind.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.default_generators[device.index].manual_seed(seed)
 
 
 def _micro_draws(config: TrainConfig, seed: int, step: int, device: torch.device) -> list[Draw]:

@@ -73,7 +73,12 @@ def busy() -> float | None:
     except (AttributeError, OSError):
         return None
     threads = 1 if device().type == "cuda" else torch.get_num_threads()
-    return max(0.0, load - threads * _number("LOCAL_WORLD_SIZE", count()))
+    return max(0.0, load - threads * of_machine())
+
+
+def of_machine() -> int:
+    """Number of ranks on this machine, as torchrun tells."""
+    return _number("LOCAL_WORLD_SIZE", count())
 
 
 def shared(value: T) -> T:
@@ -99,6 +104,12 @@ def gathered(value: T) -> list[T]:
 def average(tensors: Sequence[Tensor]) -> None:
     """Replace each tensor by its mean over the ranks, in place and in one exchange. All ranks get the same bits."""
     if count() == 1:
+        return
+    if tensors[0].is_cuda:
+        # NCCL averages by itself, where they lie; a flat copy and its way back would cost a tenth of a step.
+        with _exchange(), dist._coalescing_manager():
+            for tensor in tensors:
+                dist.all_reduce(tensor, op=dist.ReduceOp.AVG)
         return
     flat = torch.cat([tensor.flatten() for tensor in tensors])
     with _exchange():
@@ -146,13 +157,14 @@ def _join() -> _Group:
     missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
     if missing:
         raise OnestepError(f"WORLD_SIZE is {count()} without {', '.join(missing)}; start ranks with torchrun")
-    backend = "gloo"
+    backend, own = "gloo", None
     if torch.cuda.is_available():
-        torch.cuda.set_device(device())
+        own = device()
+        torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl"
     try:
         store, rank, size = next(dist.rendezvous("env://"))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=own)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     except RuntimeError as error:
         if dist.is_initialized():

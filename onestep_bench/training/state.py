@@ -86,13 +86,15 @@ class LossWatch:
             setattr(self, name, {key: value.to(self.sums[key].device) for key, value in values.items()})
 
 
-def _optimizer(net: nn.Module, config: TrainConfig, betas: tuple[float, float]) -> torch.optim.Optimizer:
+def _optimizer(
+    parameters: list[nn.Parameter], config: TrainConfig, betas: tuple[float, float]
+) -> torch.optim.Optimizer:
     """Of one network, by `config.optimizer`; RAdam (Liu et al. 2020) is the one that torch has not fused."""
     common = {"lr": config.lr, "betas": betas, "weight_decay": config.weight_decay}
     if config.optimizer == "radam":
-        return torch.optim.RAdam(net.parameters(), **common)
+        return torch.optim.RAdam(parameters, **common)
     kinds = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
-    return kinds[config.optimizer](net.parameters(), **common, fused=True)
+    return kinds[config.optimizer](parameters, **common, fused=True)
 
 
 class Run:
@@ -109,11 +111,14 @@ class Run:
         adams: Mapping[str, Adam],
         device: torch.device,
     ):
-        self.nets, self.averages, self.config = nets, averages, config
+        self.nets, self.averages, self.config, self.device = nets, averages, config, device
+        # Kept: walking the modules of a large network for them takes milliseconds, each time.
+        self.parameters = {name: list(net.parameters()) for name, net in nets.items()}
+        self.averaged = {halflife: list(average.parameters()) for halflife, average in averages.items()}
         self.rates = {name: adams[name].rate if name in adams else 1.0 for name in nets}
         self.optimizers = {
-            name: _optimizer(net, config, adams[name].betas if name in adams else config.betas)
-            for name, net in nets.items()
+            name: _optimizer(parameters, config, adams[name].betas if name in adams else config.betas)
+            for name, parameters in self.parameters.items()
         }
         self.watch = LossWatch(list(nets), device)
         self.rows: list[LogRow] = []
@@ -122,8 +127,8 @@ class Run:
     def check(self, method: str, checkpoint: Path | None) -> None:
         """Raise OnestepError if a loss was bad, or a finite loss had a gradient that spoilt the weights."""
         self.watch.check(method, checkpoint)
-        for name, net in self.nets.items():
-            finite = torch.stack([parameter.isfinite().all() for parameter in net.parameters()])  # one sync, not many
+        for name, parameters in self.parameters.items():
+            finite = torch.stack([parameter.isfinite().all() for parameter in parameters])  # one sync, not many
             if not finite.all():
                 raise OnestepError(
                     f"{method}: weights of the {name} were not finite at step {self.done - 1}; lower lr or set clip"

@@ -1,4 +1,7 @@
-"""alpha-Flow and shortcut models: against arrays of the released code, and the exact map of Gaussian data."""
+"""alpha-Flow and shortcut models: against arrays of the released code, and the exact map of Gaussian data.
+
+Made with snap-research/alphaflow b0fef77d8bf1 and kvfrans/shortcut-models 601004348667.
+"""
 
 import math
 
@@ -42,13 +45,13 @@ def test_alpha_flow_is_that_of_the_released_code(arrays):
 
 
 def test_the_curriculum_is_that_of_the_released_code(arrays):
-    settings = arrays["alphaflow/schedule/sigmoid/settings"]
-    for step, expected in zip(
-        *(arrays[f"alphaflow/schedule/sigmoid/{name}"] for name in ("step", "alpha")), strict=True
-    ):
+    for group in ("alphaflow/schedule/sigmoid", "alphaflow/schedule/sigmoid_discrete"):
+        settings = arrays[f"{group}/settings"]
         span = settings["change_init_steps"], settings["change_end_steps"]
-        found = alpha_at(step.item(), *span, settings["clamp_value"], settings["gamma"])
-        assert found == pytest.approx(expected.item(), rel=1e-5)
+        found = [alpha_at(k.item(), *span, settings["clamp_value"], settings["gamma"]) for k in arrays[f"{group}/step"]]
+        if "discrete_training" in settings:  # as the objective does where there is no derivative to hand over to
+            found = [alpha or settings["clamp_value"] for alpha in found]
+        assert found == pytest.approx(arrays[f"{group}/alpha"].tolist(), rel=1e-5)
 
 
 def test_shortcut_targets_and_losses_are_those_of_the_released_code(arrays):
@@ -96,15 +99,14 @@ def test_alpha_flow_leaves_the_exact_map_as_alpha_leaves_zero():
     data, noise, t, s = gaussian()
     flow, x = exact_map(), FLOW.mix(data, noise, t)
     v = exact_velocity(x, t)
-    errors = [
-        (composed(flow, x, t, s, v, alpha) - flow.average(x, t, s)).square().mean().item() for alpha in (0.2, 0.02)
-    ]
+    exact = flow.average(x, t, s)
+    errors = [(composed(flow, x, t, s, v, alpha) - exact).square().mean().item() for alpha in (0.2, 0.02)]
     assert 0 < errors[1] < 0.02 * errors[0]
 
 
 def test_the_curriculum_goes_from_flow_matching_to_mean_flow():
-    values = [alpha_at(progress, 0.0, 1.0, 5e-3) for progress in (0.0, 0.25, 0.5, 0.75, 1.0)]
-    assert values == [1.0, pytest.approx(1 / (1 + math.exp(-6.25))), 0.5, 0.0, 0.0] or values[1] == 1.0
+    values = [alpha_at(progress, 0.0, 1.0, 5e-3) for progress in (0.0, 0.25, 0.4, 0.5, 0.75, 1.0)]
+    assert values == [1.0, 1.0, pytest.approx(1 / (1 + math.exp(-2.5))), 0.5, 0.0, 0.0]
     assert alpha_at(-1e6, 0.0, 1.0, 5e-3) == 1.0
     assert alpha_at(1e6, 0.0, 1.0, 5e-3) == 0.0
 

@@ -23,10 +23,10 @@ from onestep_bench.networks import critics
 from onestep_bench.paths import VE
 from onestep_bench.samplers import euler, karras_times, one_step, uniform_times
 from onestep_bench.seeds import Draw
-from onestep_bench.training import loop
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
 from onestep_bench.training.source import Source
+from onestep_bench.training.speed import compile_hearts
 
 
 def shares(size, resolution, variant="gdd-i", label_dim=0):
@@ -297,7 +297,7 @@ def test_a_killed_run_ends_in_the_same_generator_and_critic(teacher, tmp_path, k
 def test_r1_goes_through_a_compiled_critic(teacher):
     """As `fit` compiles it on a GPU; with the backend that needs no compiler, but the same differentiation."""
     nets, objective, _ = nets_of(teacher)
-    loop._compile(nets.auxiliary, backend="aot_eager")
+    compile_hearts(nets.auxiliary.values(), "aot_eager")
     for loss, _ in objective(Batch(images(8) / 127.5 - 1), draw(0)):
         loss.backward()
 

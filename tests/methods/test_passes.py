@@ -6,11 +6,11 @@ import torch
 from onestep_bench import methods, networks
 from onestep_bench.denoiser import edm_denoiser
 from onestep_bench.methods import Nets
-from onestep_bench.training import loop
 from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
 from onestep_bench.training.passes import counting
 from onestep_bench.training.source import Source
+from onestep_bench.training.speed import compile_hearts, uncompile_hearts
 
 # A forward pass is 1, one that is differentiated 3, one whose gradient is differentiated 7.
 BY_HAND = {
@@ -26,9 +26,21 @@ BY_HAND = {
     "consistency-distillation": {"student": 3, "target": 1, "teacher": 2},
     "easy-consistency-tuning": {"student": 3 + 1},
     # The critic looks at the generator's image, then at a real and a fake one, and of every second step R1.
+    # A pass that carries a derivative is 2, and 6 where it is differentiated. The last loss is one more of a known
+    # velocity; what is along the network's own, one of it.
+    "meanflow": {"student": 3 + 2},
+    "meanflow-distillation": {"student": 3 + 2, "teacher": 1},
+    # Of four steps the first two are at alpha = 1, where nothing is composed.
+    "alpha-flow": {"student": 3 + 2 / 4},
+    "shortcut": {"student": 3, "target": 2 / 4},
+    "imm": {"student": 3 + 1},
+    "sct": {"student": 3 + 2},
+    "scd": {"student": 3 + 2, "teacher": 1},
+    "truncated-consistency": {"student": 3 + 1, "teacher": 1},
+    "2-rf++": {"student": 3},
     "gdd": {"student": 3 + 1, "critic": 3 + 3 + 3 + 7 / 2, "teacher": 0},
 }
-OPTIONS = {"gdd": {"critic_channels": 8, "r1_interval": 2}, "progressive": {"steps": 2}}
+OPTIONS = {"gdd": {"critic_channels": 8, "r1_interval": 2}, "progressive": {"steps": 2}, "shortcut": {"every": 4}}
 IMAGES = 8 * 4  # a step's by steps
 
 
@@ -36,31 +48,34 @@ def test_every_method_is_counted_by_hand():
     assert BY_HAND.keys() == set(methods.names())
 
 
-def nets_of(method, size="0.05M"):
+def nets_of(method, size="0.05M", **options):
     """Networks that are no longer fresh, which answer 0 whatever they are asked."""
     torch.manual_seed(0)
     nets = [networks.sized(name, 8, 1) for name in (size, "0.05M")]
+    if method.two_times:
+        nets[0].add_second_time()
     for parameter in (parameter for net in nets for parameter in net.parameters()):
         parameter.data += 0.05 * torch.randn_like(parameter)
-    config = method.config(**OPTIONS.get(method.name, {}))
+    config = method.config(**OPTIONS.get(method.name, {}) | options)
     teacher = edm_denoiser(nets[1]).eval().requires_grad_(False) if method.needs_teacher else None
     made = Nets(method.student(config, nets[0], None, teacher).train(), teacher)
     made.auxiliary = method.auxiliary(made, config)
     return made, method.objective(made, config)
 
 
-def trained(name, *, size="0.05M", accumulate=1, backend=None):
+def trained(name, *, size="0.05M", accumulate=1, backend=None, **options):
     """The rows of a run of four steps, one a step."""
-    nets, objective = nets_of(methods.get(name), size)
+    nets, objective = nets_of(methods.get(name), size, **options)
     everything = {"student": nets.student, **nets.auxiliary}
-    if backend:
-        loop._compile(everything, backend)
     counted = everything | ({"teacher": nets.teacher} if nets.teacher else {})
+    if backend:
+        compile_hearts(counted.values(), backend)
     images = torch.randint(0, 256, (16, 1, 8, 8), dtype=torch.uint8)
     source = Source(images, None, torch.randn(16, 1, 8, 8), "cpu")
     config = TrainConfig(kimg=IMAGES / 1000, batch_size=8, accumulate=accumulate)
     yield from fit(objective, everything, source, config, seed=0, networks=counted)
-    assert not any("forward" in vars(module) for net in everything.values() for module in net.modules())
+    uncompile_hearts(counted.values())
+    assert not any("forward" in vars(module) for net in counted.values() for module in net.modules())
 
 
 def by_hand(name):
@@ -79,7 +94,20 @@ def test_a_projection_is_no_network():
     assert row.passes == by_hand("sfddm")
 
 
-@pytest.mark.parametrize("name", ["edm", "gdd", "sfddm", "consistency-distillation"])
+@pytest.mark.parametrize(
+    ("name", "options", "student"),
+    [
+        ("meanflow", {"loss": "improved"}, 3 + 2 + 1),
+        ("meanflow", {"loss": "lagrangian"}, 6 + 1),
+        ("alpha-flow", {"derivative": True}, 3 + (0 + 0 + 1 + 2) / 4),
+    ],
+)
+def test_passes_of_other_losses(name, options, student):
+    *_, row = trained(name, **options)
+    assert row.passes["student"] == student * IMAGES / 1000
+
+
+@pytest.mark.parametrize("name", ["edm", "gdd", "sfddm", "consistency-distillation", "meanflow"])
 def test_what_is_compiled_is_counted_the_same_and_compiled_once(name):
     """As `fit` compiles on a GPU; with the backend that needs no compiler, but the same differentiation."""
     graphs = []
@@ -88,7 +116,6 @@ def test_what_is_compiled_is_counted_the_same_and_compiled_once(name):
         graphs.append(graph)
         return torch._dynamo.lookup_backend("aot_eager")(graph, inputs)
 
-    torch.compiler.reset()
     compiled = [(row, len(graphs)) for row in trained(name, backend=backend)]
     assert compiled[-1][0].passes == by_hand(name)
     assert 0 < compiled[1][1] == compiled[-1][1]  # R1 comes every second step

@@ -24,6 +24,7 @@ from onestep_bench.methods.sfddm import (
 from onestep_bench.networks.build import sized
 from onestep_bench.paths import VP, alphas_cumprod
 from onestep_bench.samplers import ddim, ddim_times, interpolate
+from onestep_bench.training.config import TrainConfig
 
 REFERENCE = dict(np.load(Path(__file__).parents[1] / "reference/sfddm.npz"))
 SCHEDULES = ("linear", "cosine", "sigmoid")
@@ -194,6 +195,21 @@ def test_features_are_what_enters_the_head(size):
     with head_features(denoiser) as features, torch.no_grad():
         denoiser(torch.randn(2, channels, resolution, resolution), torch.tensor(1.0))
     assert features[0].shape == (2, denoiser.net.head_norm.weight.shape[0], resolution, resolution)
+
+
+def test_the_size_nearest_to_the_released_one():
+    with torch.device("meta"):
+        net = sized("44.5M", 32, 3)
+    assert sum(parameter.numel() for parameter in net.parameters()) == 44_490_115
+    assert net.config["model_channels"] == 64
+    assert net.config["channel_mult"] == [1, 2, 4, 8]
+
+
+def test_published_settings_can_be_written_down():
+    training = TrainConfig(**get("sfddm").training | {"kimg": 500, "batch_size": 50, "ema_halflife_kimg": 0})
+    assert (training.steps, training.lr, training.ema_decay(9_999)) == (10_000, 2e-4, 0)
+    config = SFDDMConfig(student_levels=128, map="even", condition="index", predicts="eps")
+    assert config.path().t_max == 128
 
 
 def test_spherical_interpolation_keeps_the_variance_and_linear_halves_it():

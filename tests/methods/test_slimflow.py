@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from onestep_bench import methods
 from onestep_bench.denoiser import NOISE_END, flow_denoiser
 from onestep_bench.methods.slimflow import (
     ReflowConfig,
@@ -16,6 +17,7 @@ from onestep_bench.methods.slimflow import (
     straightness,
     two_step_target,
 )
+from onestep_bench.training.config import TrainConfig
 
 STEPS = (0, 75_000, 150_000, 300_000)
 SCHEDULES = {"warmup": "linear", "warmup_exp": "exp", "warmup_cos": "cos"}  # the release's names, and ours
@@ -120,6 +122,20 @@ def test_two_steps_of_a_straight_flow_are_one(slimflow):
     velocity = noise - slimflow["data"]
     target = two_step_target(flow, noise, velocity, torch.tensor([0.2, 0.4, 0.6, 0.8]))
     torch.testing.assert_close(target, velocity, rtol=1e-4, atol=1e-4)
+
+
+def test_published_settings_can_be_written_down():
+    """800,000 and 400,000 steps of 128, a warm-up of 5,000 and an average that keeps 0.999999 (released code)."""
+    common = {"ema_halflife_kimg": 88_723, "dropout": 0.15, "precision": "fp32"}
+    reflow = methods.get("annealing-reflow").training | common
+    training = TrainConfig(**reflow, kimg=102_400, warmup_kimg=640, hflip=True)
+    assert (training.steps, training.batch_size, training.betas, training.clip) == (800_000, 128, (0.9, 0.999), 1.0)
+    assert [training.rate(step) for step in (0, 2_499, 4_999, 700_000)] == pytest.approx([4e-8, 1e-4, 2e-4, 2e-4])
+    assert 1 - training.ema_decay(700_000_000) == pytest.approx(1e-6, rel=1e-4)
+    assert training.ema_decay(10) == 11 / 20
+    distillation = methods.get("flow-guided-distillation").training | common
+    training = TrainConfig(**distillation, kimg=51_200, emas=[0])
+    assert (training.steps, training.rate(0), training.hflip) == (400_000, 2e-4, False)
 
 
 def test_straightness_is_zero_for_a_straight_flow_only(slimflow, teacher):

@@ -190,6 +190,14 @@ def test_own_items_of_all_ranks_are_the_items(items, count):
     assert max(map(len, shares)) - min(map(len, shares)) <= 1
 
 
+def test_groups_are_whole_or_refused(ranks_of, refuses):
+    ranks_of(2)
+    config = TrainConfig(kimg=0.024, batch_size=24, accumulate=2)
+    loop._check_shares(config, 3, "imm")
+    with refuses("imm: batch_size=24", "2 ranks in 2 micro-batches in whole groups of 4", "multiple of 16"):
+        loop._check_shares(config, 4, "imm")
+
+
 def test_mistakes_are_named(ranks_of, refuses, monkeypatch):
     ranks_of(3)
     with refuses("fit: batch_size=4 cannot be shared by 3 ranks in 1 micro-batches", "multiple of 3"):

@@ -3,6 +3,7 @@
 import copy
 import math
 import signal
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -386,6 +387,93 @@ def test_the_average_follows_its_formula():
         expected = decay * expected + (1 - decay) * nets["student"][0].weight.double()
         torch.testing.assert_close(ema[0].weight.double(), expected, rtol=1e-4, atol=1e-6)
     assert step == 99
+
+
+def test_no_average_is_the_weights_as_they_are():
+    nets = networks()
+    ema = copy.deepcopy(nets["student"])
+    config = TrainConfig(kimg=0.04, batch_size=4, lr=1e-2, ema_halflife_kimg=0, ema_rampup=0.05)
+    for _ in fit(simple(nets), nets, source(), config, seed=0, ema=ema):
+        assert_same(ema, nets["student"])
+
+
+def averaged(tmp_path, config, kill_at=None):
+    """As `run`, with a copy of the student for each of the config's averages."""
+    nets = networks()
+    averages = {halflife: copy.deepcopy(nets["student"]) for halflife in (config.ema_halflife_kimg, *config.emas)}
+    own = averages[config.ema_halflife_kimg]
+    further = {halflife: averages[halflife] for halflife in config.emas}
+    kept = {"checkpoint": tmp_path / "checkpoint.pt", "checkpoint_seconds": 0}
+    list(fit(two_losses(nets, kill_at), nets, source(), config, seed=7, ema=own, averages=further, **kept))
+    return nets, averages
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "radam", "adamw"])
+def test_a_killed_run_ends_in_the_same_bits_with_any_optimiser_and_several_averages(tmp_path, optimizer):
+    own = {"optimizer": optimizer, "weight_decay": 0.1, "lr_decay": "linear", "emas": (0.0, 0.01, 0.2)}
+    config = replace(CONFIG, kimg=0.12, **own)
+    expected_nets, expected = averaged(tmp_path / "undisturbed", config)
+    for step in (5, 21):
+        with pytest.raises(Killed):
+            averaged(tmp_path / "killed", config, kill_at=step)
+    nets, averages = averaged(tmp_path / "killed", config)
+    assert averages.keys() == expected.keys() == {0.05, 0.0, 0.01, 0.2}
+    for halflife in averages:
+        assert_same(averages[halflife], expected[halflife])
+        assert halflife == 0 or not torch.equal(averages[halflife][0].weight, nets["student"][0].weight)
+    assert_same(averages[0.0], nets["student"])
+    for name in nets:
+        assert_same(nets[name], expected_nets[name])
+
+
+def test_a_further_average_is_what_a_training_with_it_would_end_in(tmp_path):
+    config = replace(CONFIG, kimg=0.12)
+    _, averages = averaged(tmp_path / "a", replace(config, emas=(0.01,)))
+    _, single = averaged(tmp_path / "b", replace(config, ema_halflife_kimg=0.01))
+    assert_same(averages[0.01], single[0.01])
+
+
+def adam(moments, gradient, step, lr, betas=(0.9, 0.99), eps=1e-8):
+    """What Adam (Kingma and Ba 2015) takes from a weight at a step (1-based); moments are updated in place."""
+    for place, power in enumerate((gradient, gradient**2)):
+        moments[place] += (1 - betas[place]) * (power - moments[place])
+    mean, square = (moment / (1 - beta**step) for moment, beta in zip(moments, betas, strict=True))
+    return lr * mean / (square.sqrt() + eps)
+
+
+def radam(moments, gradient, step, lr, betas=(0.9, 0.99), eps=1e-8):
+    """As `adam`, by Algorithm 2 of Liu et al. 2020: without the square root until its variance is tractable."""
+    whole = adam(moments, gradient, step, lr, betas, eps)
+    longest = 2 / (1 - betas[1]) - 1
+    length = longest - 2 * step * betas[1] ** step / (1 - betas[1] ** step)
+    if length <= 5:
+        return lr * moments[0] / (1 - betas[0] ** step)
+    ratio = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    return whole * math.sqrt(ratio)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "radam", "adamw"])
+def test_steps_are_those_of_the_papers(optimizer):
+    nets = {"student": torch.nn.Linear(3, 1, bias=False, dtype=torch.float64)}
+    expected = nets["student"].weight.detach().clone()
+    decay, moments = 0.3, [torch.zeros_like(expected) for _ in range(2)]
+
+    def objective(batch, draw):
+        weight = nets["student"].weight
+        yield ((weight - torch.arange(3)) ** 2).sum(), "student"
+
+    options = {"optimizer": optimizer, "weight_decay": decay, "betas": (0.9, 0.99), "lr_decay": "linear"}
+    config = TrainConfig(kimg=0.1, batch_size=4, lr=0.05, **options)
+    for row in fit(objective, nets, source(), config, seed=0):
+        gradient = 2 * (expected - torch.arange(3))
+        if optimizer == "adamw":
+            expected = expected * (1 - row.lr * decay)
+        else:
+            gradient = gradient + decay * expected
+        expected = expected - {"radam": radam}.get(optimizer, adam)(moments, gradient, row.step, row.lr)
+        torch.testing.assert_close(nets["student"].weight.detach(), expected)
+    assert row.step == 25
+    assert row.lr == pytest.approx(0.05 / 25)
 
 
 def test_the_averages_half_life_may_be_a_share_of_the_images_seen():
