@@ -33,7 +33,7 @@ def sped_up(run: Run, networks: Mapping[str, nn.Module]) -> Iterator[None]:
         yield
         return
     asked = {id(module): module for module in _modules([*run.nets.values(), *networks.values()])}
-    trained = {id(module) for module in _modules(run.nets.values())}
+    trained = set(map(id, run.nets.values()))
     with _kernels():
         for module in [*asked.values(), *([run.ema] if run.ema else [])]:
             module.to(memory_format=torch.channels_last)
