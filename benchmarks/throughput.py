@@ -73,15 +73,20 @@ class Job:
         return TrainConfig(**self.method.training | {"kimg": steps * batch / 1000, "batch_size": batch} | options)
 
 
-def made(name: str, size: str, device: str, *, images: int = IMAGES, seed: int = 0) -> Job:
-    """A job, the same for every call with the same arguments. Networks answer more than 0."""
+def made(
+    name: str, size: str, device: str, *, images: int = IMAGES, seed: int = 0, dropout: float | None = None
+) -> Job:
+    """A job, the same for every call with the same arguments. Networks answer more than 0. seed: of their weights alone.
+
+    dropout: by default the size's own.
+    """
     torch.manual_seed(seed)
     channels, side = (1, 8) if size in SMALL else (3, 32)
     method = methods.get(name)
     config = method.config()
 
     def net() -> nn.Module:
-        network = networks.sized(size, side, channels)
+        network = networks.sized(size, side, channels, dropout=dropout)
         for parameter in network.parameters():
             parameter.data += 0.01 * torch.randn_like(parameter)
         return network.to(device)
@@ -89,8 +94,10 @@ def made(name: str, size: str, device: str, *, images: int = IMAGES, seed: int =
     teacher = Denoiser(net(), EDM()).eval().requires_grad_(False) if method.needs_teacher else None
     nets = Nets(method.student(config, net(), None, teacher).train(), teacher)
     nets.auxiliary = {key: network.to(device) for key, network in method.auxiliary(nets, config).items()}
-    data = torch.randint(0, 256, (images, channels, side, side), dtype=torch.uint8)
-    return Job(method, nets, config, data, torch.randn(data.shape) if method.data == "pairs" else None)
+    draw = torch.Generator().manual_seed(0)
+    data = torch.randint(0, 256, (images, channels, side, side), dtype=torch.uint8, generator=draw)
+    noise = torch.randn(data.shape, generator=draw) if method.data == "pairs" else None
+    return Job(method, nets, config, data, noise)
 
 
 def ours(job: Job, mode: str, device: str, steps: int, batch: int) -> dict:
