@@ -1,7 +1,7 @@
 """The papers' grids, unchanged, at a thousandth of their budgets on a CPU, and the passes a plan tells their cost by.
 
 What no CPU, or no machine without a network, can do is set on the command line: networks of some thousand parameters
-(`toy`, of a plug-in), a critic of the teacher's encoder in the place of ImageNet's networks, l2 for LPIPS, judges that
+(sizes of a plug-in), a critic of the teacher's encoder in the place of ImageNet's networks, l2 for LPIPS, judges that
 need no download, no published statistics, one sampling seed. Released teachers are stand-ins in their format, in their
 place. Images of 32 pixels are the first of CIFAR-10's JPEG copies if ONESTEP_DATA has them; else, and at 64 pixels,
 noise.
@@ -28,14 +28,8 @@ from onestep_bench.grid.plan import read_grid
 from onestep_bench.networks.build import build
 
 PARAMS = Path(__file__).parents[1] / "params"
-TOY = {
-    "arch": "SongUNet",
-    "model_channels": 4,
-    "channel_mult": [1],
-    "num_blocks": 1,
-    "attn_resolutions": [],
-    "patch": 8,
-}
+TOY = {"arch": "SongUNet", "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+PLACES = 4  # a side; the rest is channels
 JPEG = "cifar10-jpeg-32x32-train.zip"
 
 SIDES = {"ffhq64": 64, "afhqv2": 64, "imagenet64": 64}
@@ -48,25 +42,24 @@ TEACHERS = {
     "edm-afhqv2-64x64-uncond-ve": 0,
     "edm-imagenet-64x64-cond-adm": 10,
 }
-SETS = [
-    *("features=[pixels, random-features]", "reference=", "seeds=[0]", "size=toy", "teacher_size=toy"),
-    *("options.critic=teacher", "options.layout=ours", "options.distance=l2", "distance=l2"),
-]
+SETS = ["features=[pixels, random-features]", "reference=", "seeds=[0]"]
+SMALL = ["size=toy32", "teacher_size=toy32"]
+GDD = ["options.critic=teacher", "options.layout=ours", "snapshots=[2.5]"]
 CASES = {
-    "cifar10": [],
-    "cifar10-30min": [],
-    "papers/afhqv2-gdd": ["snapshots=[2.5]"],
-    "papers/cifar10-cd": [],
+    "cifar10": SMALL,
+    "cifar10-30min": SMALL,
+    "papers/afhqv2-gdd": GDD,
+    "papers/cifar10-cd": ["options.distance=l2"],
     "papers/cifar10-ect": [],
-    "papers/cifar10-gdd": ["snapshots=[2.5]"],
-    "papers/cifar10-gdd-cond": ["snapshots=[2.5]"],
+    "papers/cifar10-gdd": GDD,
+    "papers/cifar10-gdd-cond": GDD,
     "papers/cifar10-pd": [],
-    "papers/cifar10-sfddm": [],
-    "papers/cifar10-slimflow": [],
-    "papers/ffhq64-gdd": ["snapshots=[2.5]"],
-    "papers/ffhq64-slimflow": [],
-    "papers/imagenet64-gdd": ["snapshots=[2.5]"],
-    "papers/imagenet64-slimflow": [],
+    "papers/cifar10-sfddm": SMALL,
+    "papers/cifar10-slimflow": [*SMALL, "distance=l2"],
+    "papers/ffhq64-gdd": GDD,
+    "papers/ffhq64-slimflow": ["size=toy64", "distance=l2"],
+    "papers/imagenet64-gdd": GDD,
+    "papers/imagenet64-slimflow": ["size=toy64", "distance=l2"],
 }
 
 
@@ -81,11 +74,11 @@ def home(tmp_path_factory):
     for name, classes in TEACHERS.items():
         side = 64 if "64x64" in name else 32
         torch.manual_seed(0)
-        net = build({**TOY, "img_resolution": side, "in_channels": 3, "out_channels": 3, "label_dim": classes})
+        config = {**TOY, "patch": side // PLACES, "img_resolution": side, "label_dim": classes}
+        net = build({**config, "in_channels": 3, "out_channels": 3})
         (folder / "models" / f"{name}.pkl").write_bytes(edm_bytes(edm_denoiser(net)))
-    size = {name: value for name, value in TOY.items()} | {"dropout": 0.1}
-    plugin = f"from onestep_bench.networks.sizes import SIZES\n\nSIZES['toy'] = {size!r}\n"
-    (folder / "toy.py").write_text(plugin)
+    sizes = {f"toy{side}": {**TOY, "patch": side // PLACES, "dropout": 0.1} for side in (32, 64)}
+    (folder / "toy.py").write_text(f"from onestep_bench.networks.sizes import SIZES\n\nSIZES.update({sizes!r})\n")
     return folder
 
 
@@ -150,21 +143,9 @@ def test_a_paper_runs_at_a_thousandth_and_its_passes_are_those_stated(name, home
     environment = os.environ | {"ONESTEP_DATA": str(home), "ONESTEP_STORE": str(store), "OMP_NUM_THREADS": "1"}
     environment |= {"ONESTEP_PLUGINS": str(home / "toy.py"), "TQDM_DISABLE": "1"}
     given = [word for text in sets for word in ("--set", text)]
-    command = [
-        sys.executable,
-        "-m",
-        "onestep_bench.cli",
-        "run",
-        str(path),
-        "--workers",
-        "1",
-        "--scale",
-        "0.001",
-        *given,
-    ]
-    ran = subprocess.run(
-        [*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, env=environment, check=False
-    )
+    where = ["--workers", "1", "--out", str(tmp_path / "out")]
+    command = [sys.executable, "-m", "onestep_bench.cli", "run", str(path), *where, "--scale", "0.001", *given]
+    ran = subprocess.run(command, capture_output=True, text=True, env=environment, check=False)
     assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-4000:]
     assert (tmp_path / "out" / "report.html").exists()
     told, found = stated(_grid(path, sets, home)), counted(store)
@@ -179,8 +160,8 @@ def _grid(path, sets, home):
     """The grid that the run planned, here without its plug-in."""
     from onestep_bench.networks.sizes import SIZES
 
-    SIZES["toy"] = TOY
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        for side in (32, 64):
+            patch.setitem(SIZES, f"toy{side}", TOY)
+        patch.setenv("ONESTEP_DATA", str(home))
         return read_grid(path, changes=Changes.of(0.001, sets))
-    finally:
-        del SIZES["toy"]
