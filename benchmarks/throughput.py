@@ -76,7 +76,7 @@ class Job:
 def made(
     name: str, size: str, device: str, *, images: int = IMAGES, seed: int = 0, dropout: float | None = None
 ) -> Job:
-    """A job, the same for every call with the same arguments. Networks answer more than 0. seed: of their weights alone.
+    """A job, the same for every call with the same arguments. Networks answer more than 0. seed: of the weights alone.
 
     dropout: by default the size's own.
     """

@@ -102,7 +102,7 @@ def is_nchw(x):
 
 def check_run(inspector, run):
     """After a step, of all that a run holds: where it is, in what precision, and laid out alike."""
-    nets = run.nets | ({"average": run.ema} if run.ema else {})
+    nets = run.nets | {f"average {halflife:g}": average for halflife, average in run.averages.items()}
     for name, net in nets.items():
         for parameter in net.parameters():
             check_tensor(inspector, f"a weight of {name}", parameter)
@@ -110,9 +110,10 @@ def check_run(inspector, run):
                 check_tensor(inspector, f"a gradient of {name}", parameter.grad)
                 if layout(parameter.grad) != layout(parameter):
                     inspector.complain(f"a gradient of {name} in another layout than its weight")
-    for average, weight in zip(run.averaged, run.parameters["student"], strict=True):
-        if layout(average) != layout(weight):
-            inspector.complain("an average in another layout than its weight")
+    for averages in run.averaged.values():
+        for average, weight in zip(averages, run.parameters["student"], strict=True):
+            if layout(average) != layout(weight):
+                inspector.complain("an average in another layout than its weight")
     for name, optimizer in run.optimizers.items():
         for parameter, state in optimizer.state.items():
             for moment in (value for value in state.values() if value.ndim):

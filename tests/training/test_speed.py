@@ -165,7 +165,7 @@ def test_all_that_is_asked_is_channels_last_and_compiled_and_what_is_not_trained
     student, teacher, critic, backbone = edm_denoiser(net()), edm_denoiser(net(1)), net(2), net(3)
     critic.frozen_networks, average = [backbone], copy.deepcopy(student)
     run = run_of(TrainConfig(kimg=1e6), student=student, critic=critic)
-    run.ema, run.averaged = average, list(average.parameters())
+    run.averages = {500.0: average}
 
     def last(module):
         return all(p.is_contiguous(memory_format=torch.channels_last) for p in module.parameters() if p.ndim == 4)
