@@ -26,6 +26,7 @@ from onestep_bench.grid import cost
 from onestep_bench.grid.changes import Changes
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.networks.build import build
+from onestep_bench.store.artifacts import META
 
 PARAMS = Path(__file__).parents[1] / "params"
 TOY = {"arch": "SongUNet", "model_channels": 4, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
@@ -125,7 +126,7 @@ def stated(grid):
 def counted(store):
     """The same, as they were counted at the networks: of every artifact of a store."""
     found = {"model": 0.0, "pairs": 0.0}
-    for path in store.glob("*/meta.json"):
+    for path in store.glob(f"*/{META}"):
         meta, kind = json.loads(path.read_text()), path.parent.name.split("-")[0]
         if kind in found:
             found[kind] += meta["cost"]["passes"] or 0.0
