@@ -250,7 +250,7 @@ def trained(job, folder):
         if inspector.turned > TURNED.get(name, 0):
             inspector.complain(f"NCHW into {inspector.turned} backward passes of convolutions")
         if fault == "nchw-average":
-            run.averaged = [weight.data.contiguous() for weight in run.averaged]
+            run.averaged = {key: [weight.data.contiguous() for weight in kept] for key, kept in run.averaged.items()}
         check_run(inspector, run)
         inspector.on = False
 
