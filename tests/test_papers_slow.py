@@ -129,7 +129,7 @@ def counted(store):
     for path in store.glob(f"*/{META}"):
         meta, kind = json.loads(path.read_text()), path.parent.name.split("-")[0]
         if kind in found:
-            found[kind] += meta["cost"]["passes"] or 0.0
+            found[kind] += meta["cost"].get("passes") or 0.0  # of a stand-in nothing is known
     return found
 
 
