@@ -6,7 +6,7 @@ export ONESTEP_STORE ?= $(CURDIR)/.store
 # Two one-thread processes use two cores better than one two-thread process.
 ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
-.PHONY: quickstart test test-slow lab notebooks chaos slurm lint
+.PHONY: quickstart test test-slow lab notebooks chaos slurm gpu lint
 
 quickstart: .venv/grid
 	$(BIN)/onestep-bench run params/quickstart.yaml
@@ -46,6 +46,11 @@ chaos: .venv/ready
 slurm: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
 	$(BIN)/python scripts/slurm.py
+
+# What only a GPU can tell: every method against the CPU, resumption, compiled networks, ranks, throughput; then the first
+# minutes of the CIFAR-10 grid. In pieces: `.venv/bin/python scripts/gpu.py methods resume`. Results in reports/gpu/DEVICE.
+gpu: .venv/grid
+	$(BIN)/python scripts/gpu.py
 
 # What a target needs and no more: dev for tests, grid for runs, lab for JupyterLab. Modules are compiled as they are
 # first imported: compiling all of torch takes longer than all the rest of the installation.

@@ -1,6 +1,8 @@
 """Time the Frechet distance of clean-fid and of onestep_bench at the width of Inception features.
 
 python benchmarks/frechet.py [WIDTH]
+
+Once of more samples than dimensions, once of fewer, whose covariances are singular.
 """
 
 import sys
@@ -28,18 +30,25 @@ def clean_fid_frechet_distance():
 def main() -> None:
     """Print both times, their ratio, and both values."""
     width = int(sys.argv[1]) if len(sys.argv) > 1 else 2048
+    libraries = {"clean-fid": clean_fid_frechet_distance(), "onestep_bench": frechet_from_moments}
+    for samples in (2 * width, width // 2):
+        compare(libraries, samples, width)
+
+
+def compare(libraries: dict, samples: int, width: int) -> None:
+    """Of so many samples a set."""
     random = np.random.default_rng(0)
-    # Features of falling variance, mixed, with a few more samples than dimensions: as ill-conditioned as real ones.
+    # Features of falling variance, mixed: as ill-conditioned as real ones.
     mixing = random.standard_normal((width, width)) * np.geomspace(1, 1e-2, width) / np.sqrt(width)
-    real, fake = (random.standard_normal((2 * width, width)) @ mixing + shift for shift in (0.0, 0.01))
+    real, fake = (random.standard_normal((samples, width)) @ mixing + shift for shift in (0.0, 0.01))
     arguments = (*moments(real), *moments(fake))
-    seconds, values = {}, {}
-    for name, function in (("clean-fid", clean_fid_frechet_distance()), ("onestep_bench", frechet_from_moments)):
+    seconds = {}
+    for name, function in libraries.items():
         start = time.perf_counter()
-        values[name] = float(function(*arguments))
+        value = float(function(*arguments))
         seconds[name] = time.perf_counter() - start
-        print(f"{name:14} {seconds[name]:7.2f} s   distance {values[name]:.9f}", flush=True)
-    print(f"ratio {seconds['clean-fid'] / seconds['onestep_bench']:.1f} at {width} dimensions")
+        print(f"{name:14} {seconds[name]:7.2f} s   distance {value:.9f}", flush=True)
+    print(f"ratio {seconds['clean-fid'] / seconds['onestep_bench']:.1f}, {samples} samples of {width} dimensions")
 
 
 if __name__ == "__main__":

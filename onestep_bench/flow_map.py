@@ -5,8 +5,7 @@ level. Its network is told a second time, the gap: how far the answer is to carr
 one network is sampled in one step or in many; a denoiser of one time is the flow map whose every jump is straight.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from onestep_bench.denoiser import Denoiser
+from onestep_bench.losses import same_dropout
 from onestep_bench.paths import FLOW, Path, spread
 
 
@@ -52,13 +52,6 @@ class FlowMap:
     def _told(self, path: Path, t: Tensor, s: Tensor) -> dict:
         # In FLOW's time whatever the path, so that a network is told the same of the same jump.
         return {"gap": flow_time(path, t) - flow_time(path, s)} if getattr(self.denoiser, "two_times", False) else {}
-
-
-@contextmanager
-def same_dropout(device: torch.device) -> Iterator[None]:
-    """What is asked inside this block and again after it sees one dropout mask: random state is put back at its end."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        yield
 
 
 def derivative(

@@ -1,6 +1,7 @@
 """What losses of several methods share: distances between images, the velocity loss of a flow, dropout that recurs."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -24,23 +25,17 @@ def velocity_loss(
     return (velocity - (noise - data)).square().mean()
 
 
-def same_dropout(network: Callable[..., Tensor], device: torch.device) -> Callable[..., Tensor]:
-    """`network`, of which every call drops what its first one does: as many draws from the same state of `device`.
+@contextmanager
+def same_dropout(device: torch.device) -> Iterator[None]:
+    """What is asked inside this block and next after it drops the same: the state of generators is put back at its end.
 
     What compares a network's answers at two points wants their difference, which two masks would drown (Geng et al.
-    2024). A CUDA generator's state is kept on the host, so nothing waits. Of compiled networks the seeds of the masks
-    come from this generator too, in the order of the graph: of graphs that draw alike, with gradients or without.
+    2024, arXiv:2406.14548). A CUDA generator's state is kept on the host, so nothing waits. Of compiled networks the
+    seeds of the masks come from these generators too, in the order of the graph: of graphs that draw alike, with
+    gradients or without.
     """
-    if device.type == "cuda":
-        rewind = partial(torch.cuda.set_rng_state, torch.cuda.get_rng_state(device), device)
-    else:
-        rewind = partial(torch.set_rng_state, torch.get_rng_state())
-
-    def ask(*args, **kwargs) -> Tensor:
-        rewind()
-        return network(*args, **kwargs)
-
-    return ask
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
 
 
 def adaptive(squared: Tensor, p: float, c: float) -> Tensor:

@@ -5,7 +5,7 @@ import torch
 from two_times import Arrays, edm, exact_map, flow_map, gaussian, holds, on_a_path
 
 from onestep_bench.denoiser import EDM, Denoiser, Flow, IdealDenoiser, counting, native_from
-from onestep_bench.flow_map import FlowMap, derivative, flow_time, same_dropout, total_derivative
+from onestep_bench.flow_map import FlowMap, derivative, flow_time, total_derivative
 from onestep_bench.models import checkpoints
 from onestep_bench.networks.build import build, size_of, sized
 from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod
@@ -194,11 +194,9 @@ def test_the_derivative_has_a_gradient_which_is_that_of_a_finite_difference():
     moves = derivative(lambda s: flow.average(x, t, s), (s,), (torch.ones_like(s),))[1]
     expected = (flow.average(x, t, s + h) - flow.average(x, t, s - h)) / (2 * h)
     parameters = list(net.parameters())
-    for found, wanted in zip(
-        torch.autograd.grad(moves.square().sum(), parameters),
-        torch.autograd.grad(expected.square().sum(), parameters),
-        strict=True,
-    ):
+    # The last bias adds the same at every level.
+    gradients = [torch.autograd.grad(u.square().sum(), parameters, materialize_grads=True) for u in (moves, expected)]
+    for found, wanted in zip(*gradients, strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-4, atol=1e-6)
 
 
@@ -208,9 +206,6 @@ def test_the_derivative_leaves_the_mask_to_the_pass_that_follows():
     inside, _ = derivative(layer, (torch.ones(64),), (torch.ones(64),))
     assert torch.equal(layer(torch.ones(64)), inside)
     assert not torch.equal(layer(torch.ones(64)), inside)
-    with same_dropout(torch.device("cpu")):
-        inside = layer(torch.ones(64))
-    assert torch.equal(layer(torch.ones(64)), inside)
 
 
 def test_the_derivative_is_taken_in_full_precision_and_of_what_is_compiled_too():

@@ -3,8 +3,9 @@
 import os
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +16,7 @@ import torch
 from onestep_bench.data.archives import decode, describe, image_names, opened
 from onestep_bench.errors import OnestepError
 
-_BATCH = 256
+_BATCH = 64
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,20 @@ def images_at(path: Path | str) -> Images:
                         )
                 yield torch.from_numpy(np.stack(images))
 
-    return Images(path.resolve().name, len(names), first.shape, batches)
+    return Images(path.resolve().name, len(names), first.shape, lambda: ahead(batches()))
+
+
+def ahead(items: Generator) -> Iterator:
+    """The same items, each made in a thread while the one before it is in use.
+
+    What making one raises is raised here, in its turn. The generator is closed, and its thread ended, with this one.
+    """
+    with closing(items), ThreadPoolExecutor(1) as thread:
+        end = object()
+        coming = thread.submit(next, items, end)
+        while (item := coming.result()) is not end:
+            coming = thread.submit(next, items, end)
+            yield item
 
 
 def _from_npz(path: Path) -> Images:

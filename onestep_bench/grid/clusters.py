@@ -110,6 +110,7 @@ def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None)
         environment = dict.fromkeys(_THREAD_LIMITS, threads)
         if own:
             environment["CUDA_VISIBLE_DEVICES"] = ",".join(own)
+            environment["TORCHINDUCTOR_COMPILE_THREADS"] = str(max(1, cores // slots))  # else each takes every core
         options = {
             "nthreads": gpus,
             "env": environment,
@@ -152,7 +153,7 @@ class Devices(WorkerPlugin):
 
     def setup(self, worker) -> None:
         """Called on each worker as it joins."""
-        self.free = visible_gpus() if os.environ.get("CUDA_VISIBLE_DEVICES") else []
+        self.free = visible_gpus()
         self.lock = Lock()
 
     @contextmanager

@@ -57,8 +57,8 @@ def shortcut_target(flow: FlowMap, x: Tensor, t: Tensor, gap: Tensor, labels: Te
 
 
 def alpha_loss(u: Tensor, wanted: Tensor, scale: Tensor | float, eps: float) -> Tensor:
-    """scale e / sg(e + eps), e the mean square of u - sg wanted over each image: (n,). scale: 1, or alpha's (n,)."""
-    return scale * adaptive((u - wanted.detach()).square().mean((1, 2, 3)), 1.0, eps)
+    """scale e / sg(e + eps), e the mean square of u - wanted over each image: (n,). scale: 1, or alpha's (n,)."""
+    return scale * adaptive((u - wanted).square().mean((1, 2, 3)), 1.0, eps)
 
 
 def alpha_at(progress: float, start: float, end: float, least: float, gamma: float = 25.0) -> float:

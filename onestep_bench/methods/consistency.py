@@ -10,6 +10,7 @@ EDM's preconditioning makes it the identity at level 0, as consistency demands.
 import copy
 import math
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -88,11 +89,16 @@ def consistency_distillation(nets: Nets, cfg: DistillationConfig):
         place = draw.integers("level", 0, cfg.levels - 1)
         eps = draw.normal("eps", batch.images.shape[1:])
         t, t_next = levels[place], levels[place + 1]
-        ask = student if target else losses.same_dropout(student, batch.images.device)
-        loss = distillation_loss(ask, target or ask, teacher, batch.images, eps, t, t_next, cfg.distance, batch.labels)
-        yield loss, "student"
+        given = batch.images, eps, t, t_next, cfg.distance, batch.labels
+        yield distillation_loss(student, target or partial(_dropping_alike, student), teacher, *given), "student"
 
     return objective
+
+
+def _dropping_alike(student: Denoiser, x: Tensor, *asked, **want) -> Tensor:
+    """What the student answers, with what it will drop when it is asked next."""
+    with losses.same_dropout(x.device):
+        return student(x, *asked, **want)
 
 
 def _move_target(target: nn.Module, student: nn.Module, decay: float) -> None:
@@ -123,12 +129,11 @@ def tuning_loss(
     student on VE; data, eps (n, c, h, w), the same noise at both levels, as is what the student drops; t, r (n,),
     t > r >= 0; c of the pseudo-Huber norm sqrt(|d|^2 + c^2) - c, 0 for the plain norm.
     """
-    ask = losses.same_dropout(student, data.device)
-    out = ask(VE.mix(data, eps, t), t, labels, want="x0")
-    with torch.no_grad():
+    with torch.no_grad(), losses.same_dropout(data.device):
         # At r = 0 the function is the identity; asked there, a network would see ln 0.
-        wanted = ask(VE.mix(data, eps, r), torch.where(r > 0, r, t), labels, want="x0")
+        wanted = student(VE.mix(data, eps, r), torch.where(r > 0, r, t), labels, want="x0")
         wanted = torch.where((r > 0).reshape(-1, 1, 1, 1), wanted, data)
+    out = student(VE.mix(data, eps, t), t, labels, want="x0")
     squared = (out - wanted).square().sum((1, 2, 3))
     # The square root has no slope at 0, where a student that agrees with itself may well arrive.
     norm = (squared + max(c, 1e-8) ** 2).sqrt() - c

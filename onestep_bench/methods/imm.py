@@ -14,7 +14,8 @@ from torch import Tensor
 
 from onestep_bench.denoiser import EDM, Denoiser
 from onestep_bench.errors import OnestepError
-from onestep_bench.flow_map import FlowMap, same_dropout
+from onestep_bench.flow_map import FlowMap
+from onestep_bench.losses import same_dropout
 from onestep_bench.methods import Method, Nets, register
 from onestep_bench.paths import VE, spread
 

@@ -53,8 +53,8 @@ def target(
 
 
 def squared_errors(u: Tensor, wanted: Tensor) -> Tensor:
-    """|u - sg wanted|^2, summed over each image: (n,)."""
-    return (u - wanted.detach()).square().sum((1, 2, 3))
+    """|u - wanted|^2, summed over each image: (n,). `target` has no gradient."""
+    return (u - wanted).square().sum((1, 2, 3))
 
 
 def lagrangian_errors(

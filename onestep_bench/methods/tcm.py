@@ -6,20 +6,24 @@ gives the targets that would else collapse to a constant: some rows are asked at
 The teacher, and the start, is a consistency model such as `easy-consistency-tuning` trains.
 """
 
+import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from scipy.stats import t as student_t
 from torch import Tensor
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
-from onestep_bench.flow_map import same_dropout
+from onestep_bench.losses import same_dropout
 from onestep_bench.methods import Method, Nets, register
 from onestep_bench.paths import VE, spread
 
 # No row has the image itself as its target.
 LEAST = 1e-6
+# Of the table of levels: the error of straight lines between them is below 1e-6.
+POINTS = 2**14
 
 
 def nearer_level(t: Tensor, ratio: float) -> Tensor:
@@ -27,16 +31,24 @@ def nearer_level(t: Tensor, ratio: float) -> Tensor:
     return (t - t * (1 - ratio) * (1 + 8 * torch.sigmoid(-t))).clamp(min=LEAST)
 
 
-def heavy_tailed(uniform: Tensor, df: float, mean: float, scale: float, low: float, high: float) -> Tensor:
-    """Levels (n,) between low and high, ln t of Student's t with df degrees of freedom, at that mean and scale.
+def heavy_tailed(df: float, mean: float, scale: float, low: float, high: float) -> Tensor:
+    """ln t of Student's t with df degrees of freedom, at that mean and scale, between levels low and high: quantiles.
 
-    By the inverse of its distribution function at uniform (n,), cut to the two ends: so few degrees of freedom as are
-    used draw what no float holds.
+    (POINTS,) float64 at even distances from 0 to 1, by the inverse of the distribution function, cut to the two ends:
+    so few degrees of freedom as are used draw what no float holds. A table, since torch has no such inverse and a step
+    on a GPU would wait for SciPy's.
     """
     law = student_t(df, mean, scale)
-    ends = law.cdf(torch.tensor([low, high], dtype=torch.float64).log().numpy())
-    levels = law.ppf(ends[0] + uniform.double().cpu().numpy() * (ends[1] - ends[0]))
-    return torch.from_numpy(levels).exp().clamp(low, high).to(uniform)
+    first, last = (math.log(end) for end in (low, high))
+    logs = torch.from_numpy(law.ppf(np.linspace(law.cdf(first), law.cdf(last), POINTS)))
+    return logs.clamp(first, last)
+
+
+def drawn(quantiles: Tensor, uniform: Tensor) -> Tensor:
+    """Levels (n,) of uniform draws (n,) in [0, 1), by straight lines between the quantiles of their logarithm."""
+    place = uniform.to(quantiles) * (len(quantiles) - 1)
+    left = place.long().clamp(max=len(quantiles) - 2)
+    return torch.lerp(quantiles[left], quantiles[left + 1], place - left).exp().to(uniform)
 
 
 def distances(
@@ -90,16 +102,17 @@ class TCMConfig:
 def truncated_consistency(nets: Nets, cfg: TCMConfig):
     """Objective of a truncated consistency model: consistent above a level, on its frozen first stage below."""
     student, first = nets.student, nets.teacher.on(VE)
+    quantiles = heavy_tailed(cfg.df, cfg.mean, cfg.scale, cfg.transition, VE.t_max)
+    quantiles = quantiles.to(next(student.parameters()).device)
 
     def objective(batch, draw):
         eps, uniform = draw.normal("eps", batch.images.shape[1:]), draw.uniform("level")
-        # Groups are whole, so that each has one row at the transition.
-        boundary = torch.arange(len(uniform), device=uniform.device) % cfg.every == 0
-        drawn = heavy_tailed(uniform, cfg.df, cfg.mean, cfg.scale, cfg.transition, VE.t_max)
-        t = torch.where(boundary, cfg.transition, drawn)
+        t = drawn(quantiles, uniform)
+        t[:: cfg.every] = cfg.transition  # groups are whole, so that each has one row there
         r = nearer_level(t, cfg.ratio)
         found = distances(student, first, batch.images, eps, t, r, cfg.transition, cfg.c, batch.labels) / (t - r)
-        yield found[~boundary].mean() + cfg.boundary_weight * found[boundary].mean(), "student"
+        at_it, above = found.unflatten(0, (-1, cfg.every)).split([1, cfg.every - 1], 1)
+        yield above.mean() + cfg.boundary_weight * at_it.mean(), "student"
 
     return objective
 

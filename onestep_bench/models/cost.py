@@ -97,9 +97,9 @@ def latency_ms(call: Callable[[], object], device: torch.device | str, repeats: 
 
 
 class PeakMemory:
-    """Context manager: `megabytes` is the peak while inside; NaN where it cannot be measured.
+    """Context manager: `megabytes` is the peak while inside above what was there at its start; NaN where unknown.
 
-    CUDA: allocated on the device. Elsewhere, on Linux: resident memory above that at the start.
+    CUDA: allocated on the device. Elsewhere, on Linux: resident memory.
     """
 
     def __init__(self, device: torch.device | str):
@@ -108,6 +108,7 @@ class PeakMemory:
     def __enter__(self):
         if self.device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(self.device)
+            self._before = torch.cuda.memory_allocated(self.device) / 2**20
         elif sys.platform == "linux":
             # What malloc keeps for later would hide what is needed now.
             ctypes.CDLL(None).malloc_trim(0)
@@ -117,7 +118,7 @@ class PeakMemory:
 
     def __exit__(self, *_):
         if self.device.type == "cuda":
-            self.megabytes = torch.cuda.max_memory_allocated(self.device) / 2**20
+            self.megabytes = torch.cuda.max_memory_allocated(self.device) / 2**20 - self._before
         elif sys.platform == "linux":
             self.megabytes = _status_megabytes("VmHWM") - self._before
 

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from onestep_bench import samplers
+from onestep_bench.data.streams import ahead
 from onestep_bench.errors import OnestepError
 from onestep_bench.models.model import Model
 from onestep_bench.seeds import sample_labels, sample_noise
@@ -57,13 +58,18 @@ def sample_batches(
     times = samplers.times_of(sampler, model.denoiser.path, steps)
     network_batch = network_batch or BATCH
 
-    def batches():
+    def draws():
         for start in range(0, len(indices), network_batch):
             asked = indices[start : start + network_batch]
             padded = [*asked, *[asked[0]] * (network_batch - len(asked))]
-            noise = sample_noise(seed, padded, model.shape, purpose).to(device())
-            labels = sample_labels(seed, padded, model.class_counts, purpose)
-            images = step(model.denoiser, noise, times, None if labels is None else labels.to(device()))[: len(asked)]
+            noise = sample_noise(seed, padded, model.shape, purpose)
+            yield len(asked), noise, sample_labels(seed, padded, model.class_counts, purpose)
+
+    def batches():
+        # A single batch has nothing to be drawn beside, and its latency should not be that of a thread's start.
+        for count, noise, labels in ahead(draws()) if len(indices) > network_batch else draws():
+            noise, labels = noise.to(device()), None if labels is None else labels.to(device())
+            images = step(model.denoiser, noise, times, labels)[:count]
             if not images.isfinite().all():
                 raise OnestepError(f"{model.name} made images that are not finite with {sampler}, {steps} steps")
             yield images

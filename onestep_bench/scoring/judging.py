@@ -25,34 +25,6 @@ _BLOCK = 1024  # features that enter the moments at a time, whatever batches the
 
 
 @dataclass(frozen=True)
-class Moments:
-    """Of n feature vectors: mean (d,), and scatter (d, d) = sum of (x - mean)(x - mean)^T; float64."""
-
-    n: int
-    mean: torch.Tensor
-    scatter: torch.Tensor
-
-    @classmethod
-    def of(cls, features: torch.Tensor) -> "Moments":
-        """From features (n, d) of any precision."""
-        features = features.double()
-        mean = features.mean(0)
-        centred = features - mean
-        return cls(len(features), mean, centred.T @ centred)
-
-    def __add__(self, other: "Moments") -> "Moments":
-        """Those of both sets together (Chan, Golub and LeVeque 1979)."""
-        n, gap = self.n + other.n, other.mean - self.mean
-        scatter = (self.scatter + other.scatter).addr_(gap, gap, alpha=self.n * other.n / n)
-        return Moments(n, self.mean + gap * (other.n / n), scatter)
-
-    @property
-    def gaussian(self) -> tuple[np.ndarray, np.ndarray]:
-        """Mean and unbiased covariance, for `metrics.frechet_from_moments`."""
-        return self.mean.cpu().numpy(), (self.scatter / (self.n - 1)).cpu().numpy()
-
-
-@dataclass(frozen=True)
 class Judged:
     """What a judge makes of a set of images.
 
@@ -108,7 +80,7 @@ class Sitting:
                 f"{self._total} images were announced and {self._seen} came; the source changed, score it again"
             )
         features = self._features if len(self._keep) else None
-        return Judged(self._total, *self._moments.gaussian, features, self._classes)
+        return Judged(self._total, *_arrays(self._moments), features, self._classes)
 
     def _judge(self, images: torch.Tensor) -> None:
         self._judged.append(self._extractor.judge(images))
@@ -124,7 +96,7 @@ class Sitting:
         bad = int((~block.isfinite()).any(1).sum())
         if bad:
             raise OnestepError(f"the features of {bad} images hold NaN or infinity; check the images and the judge")
-        self._moments = _sum(self._moments, Moments.of(block))
+        self._moments = _sum(self._moments, metrics.Moments.of(block))
         if logits is not None:
             self._classes = _sum(self._classes, metrics.Classes.of(logits))
         low, high = np.searchsorted(self._keep, (self._seen, self._seen + len(block)))
@@ -138,6 +110,10 @@ def judged(extractor: FeatureExtractor, batches: Iterable[torch.Tensor], total: 
     for batch in batches:
         sitting.see(batch)
     return sitting.verdict()
+
+
+def _arrays(moments: metrics.Moments) -> list[np.ndarray]:
+    return [values.cpu().numpy() for values in moments.gaussian]
 
 
 def _sum(first, second):
@@ -183,11 +159,11 @@ def combined(parts: Sequence[Judged]) -> Judged:
     """Parts judged apart, as by several processes that share the sample indices, as one set in the order given."""
     if len(parts) == 1:
         return parts[0]
-    moments = [Moments(p.n, torch.from_numpy(p.mu), torch.from_numpy(p.cov) * (p.n - 1)) for p in parts]
+    moments = [metrics.Moments(p.n, torch.from_numpy(p.mu), torch.from_numpy(p.cov) * (p.n - 1)) for p in parts]
     whole = sum(moments[1:], moments[0])
     features = torch.cat([part.features for part in parts]) if parts[0].features is not None else None
     classes = sum((part.classes for part in parts[1:]), parts[0].classes) if parts[0].classes else None
-    return Judged(whole.n, *whole.gaussian, features, classes)
+    return Judged(whole.n, *_arrays(whole), features, classes)
 
 
 def save(judged: Judged, path: Path) -> None:

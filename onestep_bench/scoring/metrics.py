@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.linalg.lapack import dpstrf
 
 from onestep_bench.errors import OnestepError
 
@@ -31,13 +32,49 @@ def moments(features: Features) -> tuple[np.ndarray, np.ndarray]:
     return features.mean(axis=0).astype(np.float64), np.atleast_2d(np.cov(features, rowvar=False))
 
 
+@dataclass(frozen=True)
+class Moments:
+    """Of n feature vectors: mean (d,), and scatter (d, d) = sum of (x - mean)(x - mean)^T; float64, on their device."""
+
+    n: int
+    mean: torch.Tensor
+    scatter: torch.Tensor
+
+    @classmethod
+    def of(cls, features: torch.Tensor) -> "Moments":
+        """From features (n, d) of any precision."""
+        features = features.double()
+        mean = features.mean(0)
+        return cls(len(features), mean, _gram(features - mean))
+
+    def __add__(self, other: "Moments") -> "Moments":
+        """Those of both sets together (Chan, Golub and LeVeque 1979)."""
+        n, gap = self.n + other.n, other.mean - self.mean
+        scatter = (self.scatter + other.scatter).addr_(gap, gap, alpha=self.n * other.n / n)
+        return Moments(n, self.mean + gap * (other.n / n), scatter)
+
+    @property
+    def gaussian(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and unbiased covariance, for `frechet_from_moments`."""
+        return self.mean, self.scatter / (self.n - 1)
+
+
+def _gram(x: torch.Tensor) -> torch.Tensor:
+    """x^T x. On a CPU by numpy, which knows that it is symmetric and computes half of it."""
+    if x.device.type != "cpu":
+        return x.T @ x
+    x = x.numpy()
+    return torch.from_numpy(x.T @ x)
+
+
 def fd_infinity(features: Features, mu: np.ndarray, cov: np.ndarray) -> float:
     """Frechet distance to a Gaussian (mu, cov), extrapolated to infinitely many samples.
 
     The bias of the distance falls as 1/n: a line through the distances of random subsets over 1/n is read off at 0
     (Chong and Forsyth 2020, arXiv 1911.07023). As in the paper there are 15 subsets, evenly spaced from a tenth of the
     n there are (5,000 of 50,000) to all of them. They are the same at every call. None has fewer than 2 d features,
-    below which the bias is no straight line. The result can be below zero: it is an estimate.
+    below which the bias is no straight line. The result can be below zero: it is an estimate. In float64, on the
+    features' device.
     Raises OnestepError as `moments` does, and for fewer than 4 d features.
     """
     features = _checked(features)
@@ -47,53 +84,54 @@ def fd_infinity(features: Features, mu: np.ndarray, cov: np.ndarray) -> float:
     sizes = np.linspace(max(n // 10, 2 * width), n, 15).astype(int)
     random = np.random.default_rng(0)
     subsets = (features[torch.from_numpy(random.permutation(n)[:size])] for size in sizes)
-    distances = [frechet_from_moments(*moments(subset), mu, cov) for subset in subsets]
+    against = [torch.as_tensor(value, device=features.device) for value in (mu, cov)]
+    distances = [frechet_from_moments(*Moments.of(subset).gaussian, *against) for subset in subsets]
     return float(np.polyfit(1 / sizes, distances, 1)[1])
 
 
-def frechet_from_moments(mu_a: np.ndarray, cov_a: np.ndarray, mu_b: np.ndarray, cov_b: np.ndarray) -> float:
+def frechet_from_moments(mu_a: Features, cov_a: Features, mu_b: Features, cov_b: Features) -> float:
     """Squared Frechet distance between two Gaussians: |mu_a - mu_b|^2 + tr(A + B - 2 (A B)^(1/2)).
 
-    Means (d,), covariances (d, d), which may be singular. Dowson and Landau 1982.
-    Raises OnestepError if the widths differ.
+    Means (d,), covariances (d, d), which may be singular: float64, arrays, or tensors on one device. Dowson and
+    Landau 1982. Raises OnestepError if the widths differ.
     """
+    mu_a, cov_a, mu_b, cov_b = map(torch.as_tensor, (mu_a, cov_a, mu_b, cov_b))
     if mu_a.shape != mu_b.shape:
-        raise OnestepError(f"features of width {mu_a.size} and {mu_b.size} differ; use one extractor for both")
+        raise OnestepError(f"features of width {len(mu_a)} and {len(mu_b)} differ; use one extractor for both")
     gap = mu_a - mu_b
-    distance = gap @ gap + np.trace(cov_a) + np.trace(cov_b) - 2 * _trace_sqrt_product(cov_a, cov_b)
+    distance = gap @ gap + cov_a.trace() + cov_b.trace() - 2 * _trace_sqrt_product(cov_a, cov_b)
     return max(float(distance), 0.0)  # rounding can take equal Gaussians below zero
 
 
-def _trace_sqrt_product(cov_a: np.ndarray, cov_b: np.ndarray) -> float:
+def _trace_sqrt_product(cov_a: torch.Tensor, cov_b: torch.Tensor) -> float:
     """tr (A B)^(1/2), as the sum of the singular values of F_a^T F_b where A = F_a F_a^T and B = F_b F_b^T."""
-    (factor_a, full_a), (factor_b, full_b) = _factor(cov_a), _factor(cov_b)
-    cross = factor_a.T @ factor_b
-    if full_a and full_b:
+    factor_a, factor_b = _cholesky(cov_a), _cholesky(cov_b)
+    if factor_a is not None and factor_b is not None:
         # Squaring halves the time. It would turn vanishing singular values into noise of size sqrt(eps),
         # but at full rank there are none.
-        return float(np.sqrt(np.linalg.eigvalsh(cross.T @ cross).clip(0)).sum())
+        squares = torch.linalg.eigvalsh(_gram(factor_a.T @ factor_b))
+        return squares.clamp_(min=0).sqrt_().sum().item()
+    cross = _factor(cov_a.cpu().numpy()).T @ _factor(cov_b.cpu().numpy())
     return float(np.linalg.svd(cross, compute_uv=False).sum())
 
 
-def _factor(cov: np.ndarray) -> tuple[np.ndarray, bool]:
-    """F (d, r) with F F^T = cov of rank r, and whether r = d: Cholesky where possible, else eigenvectors."""
-    negligible = len(cov) * np.finfo(np.float64).eps
-    factor = _cholesky(cov, negligible)
-    if factor is not None:
-        return factor, True
-    values, vectors = np.linalg.eigh(cov)
-    kept = values > negligible * max(values[-1], 0)
-    return vectors[:, kept] * np.sqrt(values[kept]), False
-
-
-def _cholesky(cov: np.ndarray, negligible: float) -> np.ndarray | None:
+def _cholesky(cov: torch.Tensor) -> torch.Tensor | None:
     """The Cholesky factor, or None of a matrix that is singular, exactly or within rounding."""
-    try:
-        factor = np.linalg.cholesky(cov)
-    except np.linalg.LinAlgError:
-        return None
-    pivots = np.diagonal(factor) ** 2
-    return factor if pivots.min() > negligible * pivots.max() else None
+    factor, failed = torch.linalg.cholesky_ex(cov)
+    pivots = factor.diagonal().square()
+    return factor if not failed and pivots.min() > _negligible(len(cov)) * pivots.max() else None
+
+
+def _factor(cov: np.ndarray) -> np.ndarray:
+    """F (d, r) with F F^T = cov of rank r, by Cholesky's method with pivots: a fraction of the time of eigenvectors."""
+    lower, order, rank, _ = dpstrf(cov, tol=_negligible(len(cov)) * cov.diagonal().max(), lower=1)
+    factor = np.zeros((len(cov), rank))
+    factor[order - 1] = np.tril(lower[:, :rank])
+    return factor
+
+
+def _negligible(width: int) -> float:
+    return width * np.finfo(np.float64).eps
 
 
 # ---- kernel and nearest-neighbour metrics: n x m numbers, never more than one tile of them at a time
@@ -133,14 +171,17 @@ def kid_subsets(
 
 
 def _kernel_sum(a: torch.Tensor, b: torch.Tensor, *, skip_self: bool = False) -> float:
-    total = 0.0
+    """Sum over all pairs. skip_self: a and b are one set; its sum is symmetric, and no point is its own partner."""
+    total = torch.zeros((), dtype=torch.float64, device=a.device)
     for rows, x in _tiles(a):
         for columns, y in _tiles(b):
+            if skip_self and columns.start < rows.start:
+                continue
             kernel = (x @ y.T / x.shape[1] + 1).pow_(3)
             if skip_self and rows == columns:
                 kernel.fill_diagonal_(0)
-            total += kernel.sum().item()
-    return total
+            total += kernel.sum() * (2 if skip_self and rows != columns else 1)
+    return total.item()
 
 
 def precision_recall(real: Features, fake: Features, k: int = 5) -> dict[str, float]:

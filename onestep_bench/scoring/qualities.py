@@ -102,7 +102,7 @@ def _fd_infinity(samples: Judged, reference: Judged) -> float | None:
     """The Frechet distance extrapolated to infinitely many samples (Chong and Forsyth 2020)."""
     if samples.features is None or len(samples.features) < 4 * samples.width:
         return None
-    return metrics.fd_infinity(samples.features, reference.mu, reference.cov)
+    return metrics.fd_infinity(on_quick_device(samples.features), reference.mu, reference.cov)
 
 
 @metric("kid", better="lower")

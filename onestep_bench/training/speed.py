@@ -24,22 +24,26 @@ COMPILE_LEAST = 2e6
 
 
 @contextmanager
-def sped_up(run: Run, networks: Mapping[str, nn.Module]) -> Iterator[None]:
+def sped_up(
+    run: Run, networks: Mapping[str, nn.Module], *, layout: bool = True, compiled: bool | None = None
+) -> Iterator[None]:
     """Inside, a run on a GPU is as fast as its networks allow; on the CPU nothing is changed, here or in any bit.
 
     networks: those that are asked, trained or not. What is not trained is afterwards as it was, and all are uncompiled.
+    layout: whether to make them channels_last; compiled: whether to compile them, None where it pays: for benchmarks.
     """
     if run.device.type != "cuda":
         yield
         return
     asked = {id(module): module for module in _modules([*run.nets.values(), *networks.values()])}
-    trained = {id(module) for module in _modules(run.nets.values())}
+    trained = set(map(id, run.nets.values()))
     with _kernels():
-        for module in [*asked.values(), *run.averages.values()]:
+        for module in [*asked.values(), *run.averages.values()] if layout else ():
             module.to(memory_format=torch.channels_last)
         _follow(run)
         try:
-            if _pays(heart(run.nets["student"]), run.config.steps - run.done):
+            steps = run.config.steps - run.done
+            if compiled or (compiled is None and _pays(heart(run.nets["student"]), steps)):
                 compile_hearts([*run.nets.values(), *networks.values()])
             yield
         finally:

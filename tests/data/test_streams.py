@@ -1,6 +1,7 @@
 """Images from anywhere: read as they are, or refused in one line."""
 
 import json
+import threading
 import zipfile
 
 import numpy as np
@@ -10,7 +11,8 @@ from PIL import Image
 
 from onestep_bench import data, study
 from onestep_bench.cli import evaluate, main
-from onestep_bench.data.streams import images_at
+from onestep_bench.data import streams
+from onestep_bench.data.streams import ahead, images_at
 from onestep_bench.scoring.rows import FIELDS
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -58,6 +60,79 @@ def test_other_names_and_layouts_of_an_npz(tmp_path):
     np.savez_compressed(tmp_path / "colour.npz", images=PIXELS.repeat(3, -1))
     assert images_at(tmp_path / "grey.npz").shape == (1, 8, 8)
     assert images_at(tmp_path / "colour.npz").shape == (3, 8, 8)
+
+
+# ---- made ahead, in a thread
+
+
+@pytest.fixture
+def threads():
+    """Those of this process that were not there before."""
+    before = set(threading.enumerate())
+    return lambda: set(threading.enumerate()) - before
+
+
+def test_the_next_item_is_made_while_one_is_in_use(threads):
+    begun = [threading.Event() for _ in range(4)]
+
+    def items():
+        for index, event in enumerate(begun[:3]):
+            event.set()
+            yield index
+        begun[3].set()
+
+    used = []
+    for index in ahead(items()):
+        assert begun[index + 1].wait(10)
+        used.append(index)
+    assert used == [0, 1, 2]
+    assert not threads()
+
+
+def use(items, used):
+    for item in ahead(items):
+        used.append(item)
+        if item == "the user interrupts":
+            raise KeyboardInterrupt
+
+
+def test_an_interrupt_ends_the_thread_and_closes_what_it_read(threads):
+    used, closed = [], []
+
+    def items():
+        try:
+            yield from ("one", "the user interrupts", "three", "four")
+        finally:
+            closed.append(True)
+
+    with pytest.raises(KeyboardInterrupt):
+        use(items(), used)
+    assert used == ["one", "the user interrupts"]
+    assert closed
+    assert not threads()
+
+
+def test_a_thread_that_fails_raises_its_error_in_its_turn(threads):
+    used = []
+
+    def items():
+        yield 1
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        use(items(), used)
+    assert used == [1]
+    assert not threads()
+
+
+def test_a_damaged_image_is_one_clear_line_after_the_batches_before_it(folder, monkeypatch, refuses, threads):
+    monkeypatch.setattr(streams, "_BATCH", 10)
+    (folder / "2" / "025.png").write_bytes(b"no picture")
+    batches = images_at(folder).batches()
+    assert [len(next(batches)) for _ in range(2)] == [10, 10]
+    with refuses("cannot read image 2/025.png"):
+        next(batches)
+    assert not threads()
 
 
 # ---- bad inputs

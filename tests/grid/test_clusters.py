@@ -93,6 +93,23 @@ def test_cells_of_a_worker_never_share_a_device(monkeypatch):
     assert sorted(devices.free) == list("012")
 
 
+def test_a_worker_that_was_told_no_devices_hands_out_those_of_its_machine(monkeypatch, tmp_path):
+    """As `dask worker` on a machine of two GPUs is: its cells would else all be on the first."""
+    tool = tmp_path / "nvidia-smi"
+    tool.write_text("#!/bin/sh\nprintf '0\\n1\\n'\n")
+    tool.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}{os.pathsep}{os.environ['PATH']}")
+    devices = Devices()
+    devices.setup(None)
+    with devices.taken(1) as one, devices.taken(1) as other:
+        assert {one["CUDA_VISIBLE_DEVICES"], other["CUDA_VISIBLE_DEVICES"]} == {"0", "1"}
+
+
+def test_workers_of_gpus_share_the_cores_that_compile():
+    specs = worker_specs(["0", "1"], 16, 1, None)
+    assert [spec["options"]["env"]["TORCHINDUCTOR_COMPILE_THREADS"] for spec in specs.values()] == ["8", "8"]
+
+
 # ---- files ----------------------------------------------------------------------------------------------------------
 
 

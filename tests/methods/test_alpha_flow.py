@@ -73,6 +73,19 @@ def test_shortcut_targets_and_losses_are_those_of_the_released_code(arrays):
         holds_gradients(losses.mean(), flow.denoiser.net, arrays, group, 2e-5)
 
 
+def test_a_jump_of_two_halves_is_the_progressive_self_distillation_of_flow_maps(arrays):
+    """By their authors' losses.py of 10/5/25; their time is 0 at noise, and each term has a learned weight."""
+    group, flow = "flowmap/progressive_midpoint", turned(arrays, "net")
+    t, r = 1 - arrays["flowmap/s"], 1 - arrays["flowmap/t"]
+    x = FLOW.mix(arrays["x"], arrays["noise"], t)
+    wanted = composed(flow, x, t, r, flow.average(x, t, (t + r) / 2).detach(), 0.5)
+    errors = (flow.average(x, t, r) - wanted).square().sum((1, 2, 3))
+    log_weight = torch.stack([torch.ones_like(t), 1 - t, 1 - r], 1) @ arrays["flowmap/weight"]
+    losses = (-log_weight).exp() * errors + log_weight
+    holds(losses.detach(), arrays[f"{group}/per_sample"])
+    holds_gradients(losses.mean(), flow.denoiser.net, arrays, group)
+
+
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.1, 0.0])
 def test_the_exact_map_has_no_error_where_two_parts_make_the_whole(alpha):
     """alpha 1 and 0 of the exact velocities, between them by the first part's own average velocity."""

@@ -125,3 +125,13 @@ def test_peak_memory_sees_what_was_allocated_and_given_back():
         assert 80 < memory.megabytes < 300
     else:
         assert memory.megabytes != memory.megabytes
+
+
+def test_peak_memory_of_a_gpu_leaves_out_what_was_there(monkeypatch):
+    """A device that holds 300 MiB of another model, and 120 more for a while."""
+    allocated = {"memory_allocated": 300, "max_memory_allocated": 420, "reset_peak_memory_stats": 0}
+    for name, megabytes in allocated.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, megabytes=megabytes: megabytes * 2**20)
+    with cost.PeakMemory("cuda") as memory:
+        pass
+    assert memory.megabytes == 120

@@ -115,7 +115,7 @@ def test_a_judge_is_shown_the_same_rows_as_many_at_a_time_as_it_takes(sizes, siz
 @given(st.integers(2, 40), st.integers(1, 40), st.integers(0, 2**32 - 1))
 def test_moments_of_parts_add_up(n, m, seed):
     points = torch.randn(n + m, 5, generator=torch.Generator().manual_seed(seed)) + 100
-    both = judging.Moments.of(points[:n]) + judging.Moments.of(points[n:])
+    both = metrics.Moments.of(points[:n]) + metrics.Moments.of(points[n:])
     mu, cov = both.gaussian
     np.testing.assert_allclose(mu, points.double().mean(0).numpy(), rtol=1e-12)
     np.testing.assert_allclose(cov, np.cov(points.double().numpy(), rowvar=False), rtol=1e-9, atol=1e-9)
@@ -198,6 +198,12 @@ def test_a_student_scored_in_any_batches_is_one_score(student, judge, digits):
     found = [judging.judged(judge, images.split(size), SAMPLES) for size in (1, 7, 64, 1000)]
     fids = [qualities.score(one, reference)["fid"] for one in found]
     assert max(fids) - min(fids) < 1e-9
+
+
+def test_noise_drawn_beside_the_network_is_the_same_noise(student):
+    together = list(sample_batches(student, range(10), network_batch=4))
+    alone = [next(sample_batches(student, part, network_batch=4)) for part in ([0, 1, 2, 3], [4, 5, 6, 7], [8, 9])]
+    assert all(torch.equal(*pair) for pair in zip(together, alone, strict=True))
 
 
 PROCESS = """

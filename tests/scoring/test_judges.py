@@ -102,6 +102,14 @@ def test_inception_logits_are_those_of_its_class_layer_without_bias(standin, fol
     torch.testing.assert_close(logits.softmax(1), expected)
 
 
+@pytest.mark.parametrize("name", MODES)
+def test_inception_features_do_not_depend_on_how_many_are_judged_at_a_time(name, standin, folders):
+    images, judge = next(images_at(folders[0]).batches()), load_extractor(name)
+    few = judge(images)
+    judge.batch = 64
+    torch.testing.assert_close(judge(images), few, rtol=1e-5, atol=1e-6)
+
+
 def test_two_protocols_say_so(standin):
     clean, legacy = (load_extractor(name).protocol for name in MODES)
     assert clean != legacy

@@ -58,6 +58,19 @@ def test_diagonal_gaussians_have_a_closed_form(seed):
     assert distance == pytest.approx(expected, rel=1e-10)
 
 
+@given(seeds, st.integers(0, 6), st.integers(0, 6))
+@settings(max_examples=30, deadline=None)
+def test_gaussians_of_shared_axes_have_a_closed_form_at_any_rank(seed, rank_a, rank_b):
+    random = np.random.default_rng(seed)
+    axes, _ = np.linalg.qr(random.standard_normal((6, 6)))
+    std_a, std_b = (np.where(np.arange(6) < rank, random.uniform(0.1, 2, 6), 0) for rank in (rank_a, rank_b))
+    cov_a, cov_b = (axes * std**2 @ axes.T for std in (std_a, std_b))
+    expected = pytest.approx(((std_a - std_b) ** 2).sum(), rel=1e-6, abs=1e-6)
+    zero = np.zeros(6)
+    assert frechet_from_moments(zero, cov_a, zero, cov_b) == expected
+    assert frechet_from_moments(*map(torch.from_numpy, (zero, cov_a, zero, cov_b))) == expected
+
+
 @given(seeds, st.integers(2, 30), st.integers(2, 30))
 @settings(max_examples=30, deadline=None)
 def test_symmetric_and_invariant_under_a_shared_rotation_at_any_rank(seed, n, m):
@@ -190,6 +203,15 @@ def test_fd_infinity_takes_the_bias_away():
     assert fd_infinity(samples, shift, np.eye(32)) == pytest.approx(0.32, abs=0.03)
     assert raw > 0.38  # the distance of the means is 0.32, the rest is bias
     assert fd_infinity(samples, shift, np.eye(32)) == fd_infinity(samples, shift, np.eye(32))
+
+
+def test_fd_infinity_is_the_line_through_distances_of_random_subsets():
+    random, sizes = np.random.default_rng(0), np.linspace(128, 1200, 15).astype(int)
+    subsets = [REAL[random.permutation(1200)[:size]] for size in sizes]
+    distances = [frechet_distance(subset, FAKE) for subset in subsets]
+    expected = pytest.approx(np.polyfit(1 / sizes, distances, 1)[1], rel=1e-5)
+    assert fd_infinity(REAL, *moments(FAKE)) == expected
+    assert fd_infinity(torch.from_numpy(REAL), *moments(FAKE)) == expected
 
 
 def test_fd_infinity_refuses_to_extrapolate_from_too_few(refuses):

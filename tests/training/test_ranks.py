@@ -5,6 +5,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -212,6 +213,30 @@ def test_mistakes_are_named(ranks_of, refuses, monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "many")
     with refuses("WORLD_SIZE='many'"):
         ranks.count()
+
+
+class OnGPU:
+    """As much of a tensor on a GPU as an average asks for."""
+
+    is_cuda = True
+
+
+def test_gradients_on_gpus_are_averaged_where_they_lie_in_one_exchange(ranks_of, monkeypatch):
+    ranks_of(2)
+    told, tensors = [], [OnGPU(), OnGPU(), OnGPU()]
+
+    @contextmanager
+    def named(name):
+        told.append(name)
+        yield
+        told.append(f"end of {name}")
+
+    monkeypatch.setattr(ranks, "_exchange", lambda: named("exchange"))
+    monkeypatch.setattr(ranks.dist, "_coalescing_manager", lambda: named("one call"))
+    monkeypatch.setattr(ranks.dist, "all_reduce", lambda tensor, op: told.append((tensor, op)))
+    ranks.average(tensors)
+    average = [(tensor, ranks.dist.ReduceOp.AVG) for tensor in tensors]
+    assert told == ["exchange", "one call", *average, "end of one call", "end of exchange"]
 
 
 def test_three_ranks_train_one_judge(tmp_path):
