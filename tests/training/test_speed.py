@@ -126,7 +126,7 @@ def test_the_norm_is_written_out_for_a_compiler_and_not_for_an_export():
 
 
 def run_of(config, **nets):
-    return Run(nets, None, config, {}, torch.device("cpu"))
+    return Run(nets, {}, config, {}, torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
