@@ -23,7 +23,6 @@ from torch.utils._pytree import tree_map_only  # noqa: E402
 
 from onestep_bench import methods, networks, seeds  # noqa: E402
 from onestep_bench.denoiser import EDM, Denoiser, Flow  # noqa: E402
-from onestep_bench.methods import tcm  # noqa: E402
 from onestep_bench.models import checkpoints, snapshots  # noqa: E402
 from onestep_bench.networks import layers  # noqa: E402
 from onestep_bench.training import loop  # noqa: E402
@@ -172,9 +171,6 @@ def pretend():
     torch.cuda.get_rng_state, torch.cuda.set_rng_state = lambda *_: None, lambda *_: None
     plain = seeds.generator
     seeds.generator = lambda *parts, device="cpu": plain(*parts)
-
-    # SciPy's quantiles are the host's own: the one thing that a step of any method waits for.
-    tcm.heavy_tailed = lambda uniform, *_: 1 + uniform
 
     def to(module, *_, memory_format=None, **__):  # as Module.to, which cannot exchange a fake parameter
         for parameter in module.parameters():
