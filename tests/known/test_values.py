@@ -67,7 +67,7 @@ DECLARED = {"dataset": "digits", "teacher": "edm", "size": "0.05M", "steps": [1]
         ("dataset", "mnst", "'dataset' must be one of .*, not 'mnst'; did you mean 'mnist'?"),
         ("dataset", "data/none.zip", "path of a zip, tar or folder that is there, not 'data/none.zip'; correct the"),
         ("samples", 1, "'samples' must be 2 or more, .*, not 1"),
-        ("method", "slimflow", "'method' must be one of .*; see `onestep-bench list methods`"),
+        ("method", "nothing", "'method' must be one of .*; see `onestep-bench list methods`"),
         ("sampler", "heum", "did you mean 'heun'?"),
         ("samplers", ["euler", "heum"], "not 'heum'; did you mean 'heun'?"),
         ("variants", ["gdd", "gdd-x"], "not 'gdd-x'; did you mean"),

@@ -8,6 +8,7 @@ import torch
 from onestep_bench import data, methods, study
 from onestep_bench.errors import OnestepError
 from onestep_bench.flow_map import FlowMap
+from onestep_bench.training.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 
@@ -68,8 +69,9 @@ def test_students_of_two_times_start_from_random_weights_too(name, teacher, digi
 
 def test_a_student_is_its_teacher_before_it_is_trained(teacher, digits):
     torch.manual_seed(0)
-    config = methods.get("meanflow").config()
-    student = study._student(methods.get("meanflow"), config, digits, "0.01M", teacher.class_counts, 0, teacher, None)
+    method, training = methods.get("meanflow"), TrainConfig(1.0)
+    counts = teacher.class_counts
+    student = study._student(method, method.config(), training, digits, "0.01M", counts, 0, teacher, None)
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([0.9, 0.6]), torch.tensor([1, 2])
     found = FlowMap(student.eval()).average(x, t, t / 2, labels)
     torch.testing.assert_close(found, teacher.denoiser.on(student.path)(x, t, labels, want="velocity"))

@@ -82,7 +82,9 @@ def test_a_model_tells_what_its_training_saw(digits):
     assert study.train("consistency-distillation", pairs, **given).saw == "teacher images"
     assert {name for name in methods.names() if methods.get(name).follows_teacher} == {
         "consistency-distillation",
+        "meanflow-distillation",
         "progressive",
+        "scd",
         "sfddm",
     }
 
