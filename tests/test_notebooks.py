@@ -91,3 +91,21 @@ def test_folds_are_a_chain_of_students(recorded):
     teacher, _ = rows_of(bundle, "teacher (euler)")
     assert row["passes"] > teacher["passes"] + 3 * 0.128  # its teachers are asked twice a step
     assert row["recipe"] != teacher["recipe"]
+
+
+@pytest.mark.slow
+def test_flow_maps_have_their_options_by_method_and_the_teacher_as_many_evaluations(recorded):
+    bundle = recorded(
+        NOTEBOOK.with_name("flowmaps.ipynb"),
+        methods=["shortcut", "sct"],
+        steps=[1, 2],
+        samplers=["heun"],
+        options={"shortcut": {"every": 4}, "meanflow": {"loss": "improved"}},
+    )
+    walks = {(row["label"], row["sampler"], row["steps"], row["nfe"]) for row in bundle["rows"]}
+    students = {
+        (label, how, n, n) for label, how in (("shortcut", "push-forward"), ("sct", "re-noising")) for n in (1, 2)
+    }
+    assert walks == {*students, ("teacher (heun)", "heun", 1, 1)}
+    recipe = next(bundle["recipes"][row["recipe"]] for row in bundle["rows"] if row["label"] == "shortcut")
+    assert recipe["shortcut.every"] == 4

@@ -122,8 +122,8 @@ _any_number = _number("a finite number", lambda value: True)
 
 
 def _rate(value: object, everything: dict, folder: Path) -> None:
-    """A learning rate; 0 is the method's own where a method is named."""
-    (_not_negative if "method" in everything else _positive)(value, everything, folder)
+    """A learning rate; 0 is the method's own where methods are named."""
+    (_not_negative if {"method", "methods"} & everything.keys() else _positive)(value, everything, folder)
 
 
 def _distance(value: object, everything: dict, folder: Path) -> None:
@@ -171,6 +171,7 @@ _TABLE: tuple[tuple[str, Check], ...] = (
     ("teacher", _teacher),
     ("size|teacher_size", _one_of("sizes")),
     ("method|first_stage", _one_of("methods")),
+    ("methods", _some("methods", _one_of("methods"))),
     ("sampler|pair_sampler", _one_of("samplers")),
     ("samplers", _some("samplers", _one_of("samplers"))),
     ("features", _some("judges", _one_of("judges", "auto"))),
@@ -239,6 +240,8 @@ def _options(name: str, value: object, everything: dict, folder: Path) -> None:
 
     Those of a teacher that is taken from elsewhere, and of a notebook that is not ours, may be anything.
     """
+    if name == "options" and "methods" in everything:
+        return _options_by_method(value, everything, folder)
     method = _method_of(name, everything)
     if not isinstance(value, dict) or method is None:
         return
@@ -265,6 +268,19 @@ def _options(name: str, value: object, everything: dict, folder: Path) -> None:
             raise Misfit(
                 f"a dict whose {option!r} is {misfit}", misfit.hint, given if misfit.value is None else misfit.value
             )
+
+
+def _options_by_method(value: object, everything: dict, folder: Path) -> None:
+    """A dict of options for each method, of those that are not asked for too, in a notebook that trains several."""
+    alone = {name: given for name, given in everything.items() if name != "methods"}
+    for method, own in value.items() if isinstance(value, dict) else ():
+        try:
+            _one_of("methods")(method, everything, folder)
+        except Misfit as misfit:
+            raise Misfit("a dict by method", misfit.hint, method) from misfit
+        if not isinstance(own, dict):
+            raise Misfit(f"a dict whose {method!r} is a dict of its options", value=own)
+        _options("options", own, alone | {"method": method}, folder)
 
 
 def _method_of(name: str, everything: dict) -> str | None:

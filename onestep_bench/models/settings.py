@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 
 from onestep_bench import methods, store
 
@@ -18,7 +19,7 @@ def settings(artifact: store.Artifact, average: float | None = None) -> dict:
     """
     names = _names(artifact)
     found = {
-        f"{names[one.key]}.{setting}": value
+        f"{names[one.key]}.{setting}": _as_json(value)
         for one in artifact.lineage()
         for setting, value in _own(one, names).items()
     }
@@ -57,6 +58,11 @@ def _own(artifact: store.Artifact, names: dict[str, str]) -> dict:
     if _kind(artifact.key) == _PAIRS:
         found["teacher"] = names[artifact.meta["parents"][0]]
     return found
+
+
+def _as_json(value: object) -> object:
+    """JSON has no infinity: a bound that is none is 'inf'."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _told(held: str, names: dict[str, str]) -> str:

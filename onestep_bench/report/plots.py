@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from onestep_bench.data.pixels import to_uint8
 from onestep_bench.errors import OnestepError
+from onestep_bench.report.drawing import palette
 from onestep_bench.store.files import replacing
 
 SIDE = 64  # pixels of an image that a person can make out
@@ -70,6 +71,20 @@ def curves(
     return _finished(figure, axes)
 
 
+def over_evaluations(lines: Mapping[str, tuple[Iterable[float], Iterable[float]]], *, y: str) -> Figure:
+    """One labelled line per item, (network evaluations a sample, scores), both logarithmic; teachers in greys."""
+    figure, axes = _axes()
+    looks = palette(lines)
+    for label, (spent, scores) in lines.items():
+        colour, marker = looks[label]
+        axes.plot(list(spent), list(scores), f"{marker}-", label=label, color=colour)
+    axes.set(xlabel="network evaluations a sample", ylabel=y, yscale="log")
+    axes.set_xscale("log", base=2)
+    for of_axis in (axes.xaxis.set_major_formatter, axes.yaxis.set_major_formatter, axes.yaxis.set_minor_formatter):
+        of_axis("{x:g}")
+    return _finished(figure, axes)
+
+
 def losses(models: Mapping[str, object], *, log_y: bool = False) -> Figure:
     """Training loss over images seen, of models by label."""
     lines = {
@@ -110,6 +125,28 @@ def points(places: Mapping[str, tuple[float, float]], *, x: str, y: str, log_y: 
         axes.plot([across], [up], "o", label=label, color=colour)
     axes.set(xlabel=x, ylabel=y, yscale="log" if log_y else "linear")
     return _finished(figure, axes)
+
+
+def plane(panels: Mapping[str, Tensor], exact: Tensor, data: Tensor) -> Figure:
+    """Paths in the plane, one pair of axes per item: (levels, n, 2), over the exact ones, (levels, n, 2), in grey.
+
+    Open circles are the ends of the exact paths, dots those of the others, and crosses the data (m, 2), which the axes
+    reach a little beyond.
+    """
+    with sns.axes_style("white"):
+        figure, row = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False, sharey=True)
+    reach = 1.5 * data.abs().max().item()
+    for axes, (label, paths), colour in zip(row[0], panels.items(), _colours(panels), strict=True):
+        axes.plot(*data.T, "x", color="0.8", markersize=3, zorder=0)
+        axes.plot(*exact.movedim(-1, 0), color="0.6", linewidth=0.9)
+        axes.plot(*exact[-1].T, "o", color="0.3", markersize=7, fillstyle="none")
+        axes.plot(*paths.movedim(-1, 0), color=colour, linewidth=0.9)
+        axes.plot(*paths[-1].T, "o", color=colour, markersize=4)
+        axes.set(title=label, aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
+    sns.despine(figure, left=True, bottom=True)
+    figure.tight_layout()
+    plt.close(figure)
+    return figure
 
 
 def _axes() -> tuple[Figure, plt.Axes]:

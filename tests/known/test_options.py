@@ -14,6 +14,7 @@ from onestep_bench.known.types import is_of
 from onestep_bench.known.values import check
 
 KD = {"method": "kd"}
+SEVERAL = {"methods": ["meanflow", "shortcut"]}
 
 
 def checked(name, options, **others):
@@ -49,6 +50,16 @@ def checked(name, options, **others):
         ("cd_options", {"target_dekay": 0.0}, {}, "did you mean 'target_decay'?"),
         ("ect_options", {"folds": 1.5}, {}, "'folds' is int, not 1.5"),
         ("gdd_options", {"r1_intervall": 1}, {}, "did you mean 'r1_interval'?"),
+        (
+            "options",
+            {"meanflw": {}},
+            SEVERAL,
+            "'options' must be a dict by method, not 'meanflw'; did you mean 'meanflow'",
+        ),
+        ("options", {"lr": 1e-3}, SEVERAL, "'options' must be a dict by method, not 'lr'"),
+        ("options", {"imm": 3}, SEVERAL, "'options' must be a dict whose 'imm' is a dict of its options, not 3"),
+        ("options", {"shortcut": {"evry": 2}}, SEVERAL, "of shortcut, not 'evry'; did you mean 'every'?"),
+        ("options", {"shortcut": {"kimg": 2.0}}, SEVERAL, "a dict without 'kimg'"),
     ],
 )
 def test_an_option_that_cannot_be_is_refused_in_one_line(name, options, others, message):
@@ -81,6 +92,7 @@ PUBLISHED = {
         ("teacher_options", {"anything": 1}, {"teacher": "edm-cifar10-32x32-cond-vp"}),  # it is what it is
         ("options", {"anything": 1}, {}),  # of a notebook that is not ours
         ("other_options", {"anything": 1}, {}),
+        ("options", {"shortcut": {"every": 2, "lr": 1e-3}, "imm": {}}, SEVERAL),  # of methods not asked for, too
     ],
 )
 def test_what_a_training_can_do_is_let_through(name, options, others):

@@ -68,6 +68,8 @@ DECLARED = {"dataset": "digits", "teacher": "edm", "size": "0.05M", "steps": [1]
         ("dataset", "data/none.zip", "path of a zip, tar or folder that is there, not 'data/none.zip'; correct the"),
         ("samples", 1, "'samples' must be 2 or more, .*, not 1"),
         ("method", "nothing", "'method' must be one of .*; see `onestep-bench list methods`"),
+        ("methods", ["meanflow", "meanflo"], "'methods' must be one of .*, not 'meanflo'; did you mean 'meanflow'?"),
+        ("methods", [], "'methods' must be a list of one or more methods, not \\[\\]"),
         ("sampler", "heum", "did you mean 'heun'?"),
         ("samplers", ["euler", "heum"], "not 'heum'; did you mean 'heun'?"),
         ("variants", ["gdd", "gdd-x"], "not 'gdd-x'; did you mean"),
@@ -117,6 +119,7 @@ def test_a_default_says_what_a_notebook_means_by_a_name(tmp_path):
     check({"size": "large"}, {"size": "large"}, {"size": "small"}, tmp_path)  # not one of ours
     check({"size": ""}, {"size": ""}, {"size": ""}, tmp_path)  # by default another's
     check({"lr": 0.0}, {"lr": 0.0, "method": "kd"}, {"lr": 1e-3}, tmp_path)  # the method's own
+    check({"lr": 0.0}, {"lr": 0.0, "methods": ["kd"]}, {"lr": 1e-3}, tmp_path)  # of each its own
     with pytest.raises(OnestepError, match="not ''"):
         check({"size": ""}, {"size": ""}, {"size": "3M"}, tmp_path)
 

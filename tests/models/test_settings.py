@@ -1,5 +1,6 @@
 """What a model says of how it was trained: settings without seeds, whom it learnt from, and what that saw."""
 
+import json
 from dataclasses import replace
 
 import pytest
@@ -33,6 +34,12 @@ def chain(digits, *, seeds=(0, 0, 0, 0), lr=1e-3, steps=2):
     pairs = study.make_pairs(teacher, 16, steps=steps, seed=seeds[1])
     flow = study.train("annealing-reflow", pairs, size="0.05M", seed=seeds[2], **TINY)
     return study.train("flow-guided-distillation", pairs, teacher=flow, init=flow, seed=seeds[3], lr=lr, **TINY)
+
+
+def test_settings_are_strict_json_of_a_bound_that_is_infinite_too(digits):
+    found = study.train("alpha-flow", digits, size="0.05M", **TINY).settings
+    assert found["alpha-flow.cut"] == "inf"
+    json.dumps(found, allow_nan=False)
 
 
 def test_settings_are_those_of_the_lineage_and_the_same_for_all_seeds(digits):
