@@ -15,7 +15,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 _PACKAGE = Path(__file__).parents[1]
@@ -85,6 +85,7 @@ def source_of(entries: Iterable[str]) -> dict[str, str]:
     entries: 'module:name', of this package or of a module that was imported; a name that is not there, and '*', is all
     of the module. A module without a file (a notebook's own) has no source.
     """
+    _inner_file.cache_clear()
     found: dict[str, str] = {}
     open_ = [node for entry in entries for node in _named(entry)]
     while open_:
@@ -104,6 +105,7 @@ def changed(source: Mapping[str, str]) -> list[str]:
 
     Those of a module from outside that is not imported are taken to be as they were.
     """
+    _inner_file.cache_clear()
     modules = {name: _module(_split(f"{name}:")[0]) for name in {name.partition(":")[0] for name in source}}
     present = ((name, digest, modules[name.partition(":")[0]]) for name, digest in source.items())
     return [name for name, digest, known in present if known and known.digest(name.partition(":")[2]) != digest]
@@ -191,12 +193,18 @@ def _file(module: str) -> Path | None:
     """The file of a module of this package, or of one from outside that was imported and is nobody's library."""
     top, *inner = module.split(".")
     if top == _NAME:
-        path = _PACKAGE.joinpath(*inner)
-        return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
+        return _inner_file(*inner)
     if top in sys.stdlib_module_names:
         return None
     file = Path(getattr(sys.modules.get(module), "__file__", None) or "")
     return file if file.suffix == ".py" and not {"site-packages", "dist-packages"} & set(file.parts) else None
+
+
+@cache
+def _inner_file(*parts: str) -> Path | None:
+    # Asked for every name of every definition. What looks up a source anew forgets the answers: a file may have come.
+    path = _PACKAGE.joinpath(*parts)
+    return next((file for file in (path / "__init__.py", path.with_suffix(".py")) if file.is_file()), None)
 
 
 def _module(name: str) -> _Module | None:

@@ -107,7 +107,15 @@ def test_passes_of_other_losses(name, options, student):
     assert row.passes["student"] == student * IMAGES / 1000
 
 
-@pytest.mark.parametrize("name", ["edm", "gdd", "sfddm", "consistency-distillation", "meanflow"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "edm",
+        "sfddm",
+        "meanflow",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gdd", "consistency-distillation")),
+    ],
+)
 def test_what_is_compiled_is_counted_the_same_and_compiled_once(name):
     """As `fit` compiles on a GPU; with the backend that needs no compiler, but the same differentiation."""
     graphs = []
