@@ -45,9 +45,10 @@ Data sets of 64 pixels are zips in EDM's format, under `ONESTEP_DATA`; teachers 
 weights of judges are downloaded when they are needed. The packages that judges, critics and losses need:
 `pip install 'onestep-bench[grid,critics,lpips,clip]'`.
 
-None of these grids has been run at its budget. `tests/test_papers_slow.py` (`make test-slow`) runs each at a thousandth
-of it on a CPU, with small networks and stand-ins for teachers, critics and judges, and holds the network passes by which
-its cost is told against those it counts; passes of LPIPS, and of samples and their judges, are counted by hand.
+None of these grids has been run at its budget. `tests/test_papers_slow.py` (`make test-slow`) runs each at a
+thousandth of it on a CPU, with small networks and stand-ins for teachers, critics and judges, and holds the network
+passes by which its cost is told against those it counts; passes of LPIPS, and of samples and their judges, are counted
+by hand.
 GPU-hours are of one GPU, at a rate that each grid states. So a grid is tried out by hand, on any images:
 
 ```
