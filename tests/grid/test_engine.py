@@ -293,6 +293,7 @@ def test_a_users_mistake_in_a_notebook_is_one_line_and_one_try(tmp_path, capsys)
     assert shown == ["OnestepError: no size 9M; known: 1M"]
 
 
+@pytest.mark.slow
 def test_a_cell_of_other_source_is_refused_and_made_again_afresh(tmp_path, store_folder, capsys):
     making = (
         "from onestep_bench import store\n"
@@ -369,6 +370,7 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
     assert (grid.out / "results.csv").read_bytes() == (tmp_path / "other" / "results.csv").read_bytes()
 
 
+@pytest.mark.slow
 def test_two_runs_of_one_grid_share_its_cells(tmp_path):
     mark = f"import os\nos.makedirs({str(tmp_path / 'runs')!r} + f'/{{seed}}')  # fails the second time"
     notebook(tmp_path / "notebooks" / "model.ipynb", "seed = 0\nsize = '1M'", mark, recording())

@@ -294,6 +294,7 @@ def test_a_killed_run_ends_in_the_same_generator_and_critic(teacher, tmp_path, k
     assert any(key.endswith("_u") for key in expected["critic"])
 
 
+@pytest.mark.slow
 def test_r1_goes_through_a_compiled_critic(teacher):
     """As `fit` compiles it on a GPU; with the backend that needs no compiler, but the same differentiation."""
     nets, objective, _ = nets_of(teacher)

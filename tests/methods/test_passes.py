@@ -111,9 +111,8 @@ def test_passes_of_other_losses(name, options, student):
     "name",
     [
         "edm",
-        "sfddm",
         "meanflow",
-        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gdd", "consistency-distillation")),
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("gdd", "consistency-distillation", "sfddm")),
     ],
 )
 def test_what_is_compiled_is_counted_the_same_and_compiled_once(name):
