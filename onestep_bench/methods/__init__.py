@@ -12,6 +12,7 @@ import pkgutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from onestep_bench.denoiser import Denoiser, Native
@@ -94,6 +95,15 @@ class Method:
     augments: bool = False
     group: Callable[[object], int] = lambda config: 1
     two_times: bool = False
+
+
+def move_towards(target: nn.Module, student: nn.Module, decay: float) -> None:
+    """One step of an exponential average of the student's weights: decay is the share that the target keeps of its own.
+
+    A target stands among `Nets.auxiliary`, though no loss steps it, so that checkpoints hold it.
+    """
+    with torch.no_grad():
+        torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - decay)
 
 
 _registry: dict[str, Method] = {}

@@ -18,7 +18,7 @@ from onestep_bench.denoiser import Denoiser, Flow
 from onestep_bench.errors import OnestepError
 from onestep_bench.flow_map import FlowMap, total_derivative
 from onestep_bench.losses import adaptive
-from onestep_bench.methods import Method, Nets, register
+from onestep_bench.methods import Method, Nets, move_towards, register
 from onestep_bench.paths import FLOW, spread
 
 # Velocities and the images between two jumps are cut there, as in the released shortcut models.
@@ -159,7 +159,7 @@ def shortcut(nets: Nets, cfg: ShortcutConfig):
 
     def objective(batch, draw):
         if draw.first:  # once a step, however many micro-batches it has
-            _move_target(averaged, nets.student, cfg.target_decay)
+            move_towards(averaged, nets.student, cfg.target_decay)
         noise, images = draw.normal("noise", batch.images.shape[1:]), batch.images
         double = slice(None, None, cfg.every)  # one row of each group, which are whole
         gap = torch.full_like(images[:, 0, 0, 0], least)
@@ -172,11 +172,6 @@ def shortcut(nets: Nets, cfg: ShortcutConfig):
         yield (flow.average(x, t, t - gap, batch.labels) - wanted).square().mean(), "student"
 
     return objective
-
-
-def _move_target(target: nn.Module, student: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - decay)
 
 
 def _target(nets: Nets, cfg: ShortcutConfig) -> dict[str, nn.Module]:

@@ -19,7 +19,7 @@ from onestep_bench import losses
 from onestep_bench.denoiser import EDM, Denoiser
 from onestep_bench.errors import OnestepError
 from onestep_bench.losses import Distance
-from onestep_bench.methods import Method, Nets, register
+from onestep_bench.methods import Method, Nets, move_towards, register
 from onestep_bench.paths import VE
 from onestep_bench.samplers import karras_times
 
@@ -85,7 +85,7 @@ def consistency_distillation(nets: Nets, cfg: DistillationConfig):
 
     def objective(batch, draw):
         if target and draw.first:  # once a step, however many micro-batches it has
-            _move_target(target, student, cfg.target_decay)
+            move_towards(target, student, cfg.target_decay)
         place = draw.integers("level", 0, cfg.levels - 1)
         eps = draw.normal("eps", batch.images.shape[1:])
         t, t_next = levels[place], levels[place + 1]
@@ -99,11 +99,6 @@ def _dropping_alike(student: Denoiser, x: Tensor, *asked, **want) -> Tensor:
     """What the student answers, with what it will drop when it is asked next."""
     with losses.same_dropout(x.device):
         return student(x, *asked, **want)
-
-
-def _move_target(target: nn.Module, student: nn.Module, decay: float) -> None:
-    with torch.no_grad():
-        torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - decay)
 
 
 def _target(nets: Nets, cfg: DistillationConfig) -> dict[str, nn.Module]:

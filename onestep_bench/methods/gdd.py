@@ -20,7 +20,6 @@ from onestep_bench.methods import Adam, Method, Nets, register
 from onestep_bench.networks import critics
 from onestep_bench.networks.layers import UNetBlock
 from onestep_bench.samplers import one_step
-from onestep_bench.seeds import Draw
 
 # What each variant leaves frozen in every block of the U-Net.
 VARIANTS = {
@@ -134,8 +133,6 @@ def gdd(nets: Nets, cfg: GDDConfig):
     generator.eval()  # no dropout
 
     def objective(batch, draw):
-        if cfg.layout == "released":
-            _check_groups(draw, cfg.gpu_batch)
         shape = batch.images.shape[1:]
         critic.heads.requires_grad_(False)  # the generator's step needs no gradient of theirs
         fake = one_step(generator, draw.normal("generator noise", shape), batch.labels)
@@ -157,16 +154,6 @@ def gdd(nets: Nets, cfg: GDDConfig):
             yield cfg.r1_interval * penalty, "critic"
 
     return objective
-
-
-def _check_groups(draw: Draw, group: int) -> None:
-    """Batch statistics are those of one process only if every micro-batch and rank holds whole groups of images."""
-    rows = draw.rows.stop - draw.rows.start
-    if rows % min(group, draw.batch_size):
-        raise OnestepError(
-            f"gdd: layout 'released' takes batch statistics of {group} images, and a share of the batch has {rows} of "
-            f"{draw.batch_size}; make batch_size / (accumulate x ranks) a multiple of {group}, or set gpu_batch"
-        )
 
 
 def _generator(cfg: GDDConfig, net: nn.Module, native, teacher: Denoiser) -> Denoiser:
@@ -206,6 +193,7 @@ register(
         },
         adams=_lazy,
         looks_through=lambda cfg: critics.backbones_in(cfg.critic),
+        group=lambda cfg: cfg.gpu_batch if cfg.layout == "released" else 1,  # of its batch statistics
     )
 )
 

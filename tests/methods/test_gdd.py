@@ -348,17 +348,10 @@ def test_micro_batches_of_whole_groups_see_the_batch_statistics_of_the_whole(rel
     assert losses(slice(0, 4), slice(4, 8)) == pytest.approx(losses(slice(0, 8)), rel=1e-5)
 
 
-@pytest.mark.parametrize(("rows", "batch_size"), [(4, 16), (12, 12), (2, 4)])
-def test_a_share_of_the_batch_that_cuts_a_group_is_refused(released, refuses, rows, batch_size):
-    _, objective, _ = released(gpu_batch=8)
-    share = Draw(0, 0, batch_size=batch_size, rows=slice(0, rows), progress=0.0)
-    with refuses("gdd", f"{rows} of {batch_size}", "multiple of", "gpu_batch"):
-        next(objective(Batch(images(rows) / 127.5 - 1), share))
-
-
-def test_a_batch_smaller_than_a_group_is_one(released):
-    _, objective, _ = released(gpu_batch=64)
-    assert len(list(objective(Batch(images(8) / 127.5 - 1), draw(0)))) == 3
+def test_the_released_critics_groups_are_kept_whole():
+    backbones = "timm:vgg16_bn+timm:tf_efficientnet_lite0"
+    assert get("gdd").group(GDDConfig(critic=backbones, layout="released", gpu_batch=128)) == 128
+    assert get("gdd").group(GDDConfig()) == 1
 
 
 def test_the_released_layout_is_of_imagenets_networks(refuses):
