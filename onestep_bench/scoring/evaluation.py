@@ -52,6 +52,7 @@ def evaluate(
     samples: int | None = None,
     features: str | Sequence[str] = "auto",
     splits: Sequence[str] = SPLITS,
+    published: Statistics | None = None,
     purpose: str = "result",
     fresh: bool = False,
 ) -> dict:
@@ -59,7 +60,8 @@ def evaluate(
 
     data: the reference, of which `splits` are scored against (those it has). label: what plots call the model.
     samples: how many images to score, by default as many as `data` has. features: judges, see `references.panel`: one
-    named alone has `pixels` beside it. purpose: 'result', or 'search' for a run that only chooses a setting.
+    named alone has `pixels` beside it. published: statistics that those of the judges that are Inception score the same
+    samples against too, in rows of their own. purpose: 'result', or 'search' for a run that only chooses a setting.
     fresh: as `store.memo` takes it. A killed run keeps the seeds that were done.
     Returns a score bundle (see `rows.bundle`) for `record`.
     """
@@ -69,7 +71,7 @@ def evaluate(
         raise OnestepError(f"purpose is 'result' or 'search', not {purpose!r}")
     samples = _enough(samples, data)
     _same_shape(model.name, model.shape, data)
-    bench = _Bench.of(features, _against(data, splits), fresh)
+    bench = _Bench.of(features, _against(data, splits), fresh, published)
     source = ["scoring.evaluation:_score_seed", "scoring.real:held_out", *sources(), *bench.sources()]
     source += sampling.source_of(sampler)
     rows, strips = [], []
@@ -204,12 +206,20 @@ class _Bench:
     seats: list[_Seat]
 
     @classmethod
-    def of(cls, features: str | Sequence[str], against: Sequence[Dataset | Statistics], fresh: bool) -> "_Bench":
+    def of(
+        cls,
+        features: str | Sequence[str],
+        against: Sequence[Dataset | Statistics],
+        fresh: bool,
+        published: Statistics | None = None,
+    ) -> "_Bench":
         names = [features] if isinstance(features, str) else list(features)
         seats = []
         for one in against:
             for name in references.panel(names, one):
                 seats.append(_Seat(references.judge(name, one, fresh=fresh), one, fresh))
+        for name in references.inceptions(names) if published else ():
+            seats.append(_Seat(references.judge(name, published, fresh=fresh), published, fresh))
         return cls(seats)
 
     def spec(self) -> list:

@@ -9,7 +9,7 @@ from onestep_bench.data.registry import Dataset
 from onestep_bench.errors import OnestepError
 from onestep_bench.models.model import Model
 from onestep_bench.scoring import evaluation
-from onestep_bench.scoring.references import Statistics
+from onestep_bench.scoring.references import Statistics, inceptions
 from onestep_bench.store.downloads import fetch
 
 
@@ -19,19 +19,17 @@ def evaluate(
     """Score a model as `evaluation.evaluate` does; with `reference` also against published statistics.
 
     reference: a file of mu and sigma, its path (as `data.load` finds one) or https address, downloaded once into
-    `references` in the data folder. The judges that are Inception score against it too, in rows of their own protocol;
-    the samples are drawn again for them. Raises OnestepError if none of the judges is.
+    `references` in the data folder. The judges that are Inception score against it too, in rows of their own
+    protocol. Raises OnestepError if none of the judges is.
     """
-    found = evaluation.evaluate(model, data, features=features, **asked)
-    if not reference:
-        return found
-    named = [features] if isinstance(features, str) else features
-    judges = [name for name in named if name.startswith("inception")]
-    if not judges:
-        raise OnestepError(f"{reference} is of Inception's features; name inception or inception-legacy as a judge too")
-    published = Statistics(data.name, _statistics_at(reference))
-    more = evaluation.evaluate(model, published, features=judges, **asked)
-    return found | {"rows": found["rows"] + more["rows"]}
+    published = None
+    if reference:
+        if not inceptions([features] if isinstance(features, str) else features):
+            raise OnestepError(
+                f"{reference} is of Inception's features; name inception or inception-legacy as a judge too"
+            )
+        published = Statistics(data.name, _statistics_at(reference))
+    return evaluation.evaluate(model, data, features=features, published=published, **asked)
 
 
 def _statistics_at(reference: str) -> Path:

@@ -103,8 +103,13 @@ def panel(features: Sequence[str], against: Dataset | Statistics) -> list[str]:
         return named
     if named == ["pixels"]:
         return [*named, _fitting(against)]
-    modern = [name for name, url in _MODERN.items() if at_hand(url)] if named[0].startswith("inception") else []
+    modern = [name for name, url in _MODERN.items() if at_hand(url)] if inceptions(named[:1]) else []
     return [*named, *(modern or ["pixels"])]
+
+
+def inceptions(names: Sequence[str]) -> list[str]:
+    """Those of the names that are Inception's, whose statistics are what is published."""
+    return [name for name in names if name.startswith("inception")]
 
 
 def _fitting(against: Dataset | Statistics) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 from dataclasses import replace
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ from torch.nn import functional
 
 from onestep_bench import data, study
 from onestep_bench.data.pixels import to_unit
-from onestep_bench.scoring import judges, published
+from onestep_bench.scoring import evaluation, judges, published
 from onestep_bench.scoring.judges import FeatureExtractor
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -52,11 +53,16 @@ def reference(tmp_path, monkeypatch):
     return "faces.npz"
 
 
-def test_inception_scores_against_published_statistics_too(model, digits, reference):
+def test_inception_scores_against_published_statistics_too(model, digits, reference, monkeypatch):
     features = ["inception-legacy", "pixels"]
     plain = study.evaluate(model, digits, features=features, **ASKED)
+    drawn = []
+    real = evaluation._score_seed
+    monkeypatch.setattr(evaluation, "_score_seed", lambda *given: drawn.append(given) or real(*given))
     found = study.evaluate(model, digits, features=features, reference=reference, **ASKED)
-    assert found["rows"][:-1] == plain["rows"]  # as if nothing had been asked
+    assert len(drawn) == len(ASKED["steps"]) * len(ASKED["seeds"])  # once, for all that judge
+    what = itemgetter("features", "split", "protocol", "steps", "seed", "fid", "precision")
+    assert [*map(what, found["rows"][:-1])] == [*map(what, plain["rows"])]  # as if nothing had been asked
     assert (found["rows"][-1]["features"], found["rows"][-1]["split"]) == ("inception-legacy", "all")
     assert found["rows"][-1]["protocol"].endswith("published statistics")
     assert found["rows"][-1]["fid"] != plain["rows"][0]["fid"]
