@@ -38,9 +38,17 @@ BY_HAND = {
     "scd": {"student": 3 + 2, "teacher": 1},
     "truncated-consistency": {"student": 3 + 1, "teacher": 1},
     "2-rf++": {"student": 3},
+    # Of three steps of the fake score the first is on the images of the generator's own; in each of them the critic
+    # looks at real and at generated images.
+    "score-distillation": {"student": 3 + 2, "teacher": 1, "fake": 1 + 3 * 3, "critic": 3 + 3 * (3 + 3)},
     "gdd": {"student": 3 + 1, "critic": 3 + 3 + 3 + 7 / 2, "teacher": 0},
 }
-OPTIONS = {"gdd": {"critic_channels": 8, "r1_interval": 2}, "progressive": {"steps": 2}, "shortcut": {"every": 4}}
+OPTIONS = {
+    "gdd": {"critic_channels": 8, "r1_interval": 2},
+    "progressive": {"steps": 2},
+    "shortcut": {"every": 4},
+    "score-distillation": {"fake_steps": 3},
+}
 IMAGES = 8 * 4  # a step's by steps
 
 
