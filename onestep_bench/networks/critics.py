@@ -246,6 +246,14 @@ def convolutions(channels: int, side: int) -> nn.Module:
     return nn.Sequential(head.trunk, head.logits)
 
 
+def mean_of_channels(channels: int, side: int) -> nn.Module:
+    """A head of a `BottleneckCritic` that starts as the mean of its channels, which SiDA's is and stays."""
+    head = nn.Conv2d(channels, 1, 1)
+    nn.init.constant_(head.weight, 1 / channels)
+    nn.init.zeros_(head.bias)
+    return head
+
+
 def backbones_in(names: str) -> list[str]:
     """The backbones that a critic's name joins by '+'."""
     return names.split("+")
