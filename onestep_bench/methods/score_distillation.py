@@ -64,7 +64,7 @@ def score_difference(
 
 
 def moved(x: Tensor, direction: Tensor) -> Tensor:
-    """1/2 mean (x - sg(x - g))^2, a scalar whose gradient in x is g over the number of its elements (DMD2, Eq. 7)."""
+    """1/2 mean (x - sg(x - g))^2, a scalar whose gradient in x is g over the number of its elements."""
     return (x - (x - direction).detach()).square().mean() / 2
 
 

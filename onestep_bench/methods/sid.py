@@ -44,7 +44,7 @@ def identity_loss(
     """Sum over pixels of (R - F) ((R - x) - alpha (R - F)) / w at y = x + sigma eps, and w: each (n,).
 
     teacher R and fake F on VE, asked for the image, both with gradients to y; x, eps (n, c, h, w), sigma (n,).
-    w = sg max(mean |x - R|, 1e-5) of each image (SiD, Eq. 23 and Algorithm 1).
+    w = sg max(mean |x - R|, 1e-5) of each image (SiD, Algorithm 1).
     """
     y = VE.mix(x, eps, sigma)
     real = teacher(y, sigma, labels, want="x0")

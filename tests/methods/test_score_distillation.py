@@ -197,7 +197,7 @@ def reverse_kl(mean, a, wanted_mean, wanted_a, sigma):
 
 
 def test_diff_instructs_gradient_is_that_of_the_reverse_kl():
-    """At a level sigma: F - R is sigma^2 times the difference of the scores (Diff-Instruct, Theorem 3.1)."""
+    """At a level sigma: F - R is sigma^2 times the difference of the scores."""
     draw, rows = torch.Generator().manual_seed(0), 200_000
     mean, a = torch.tensor([0.4, -0.2], dtype=torch.float64), torch.tensor([[0.5, 0.1], [-0.2, 0.3]]).double()
     data = torch.tensor([-0.3, 0.1], dtype=torch.float64), torch.tensor([[0.3, 0.0], [0.25, 0.6]]).double()
