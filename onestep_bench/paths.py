@@ -136,6 +136,32 @@ class _VE(Path):
         return ratio
 
 
+class _LowVE(_VE):
+    """VE that ends at another level."""
+
+    def __init__(self, t_max: float):
+        self.t_max = t_max
+
+    def __eq__(self, other):
+        return type(other) is _LowVE and self.t_max == other.t_max
+
+    def __hash__(self):
+        return hash((_LowVE, self.t_max))
+
+    def spec(self):
+        return {"name": self.name, "t_max": self.t_max}
+
+
+def ve_up_to(level: float) -> Path:
+    """VE whose noise end is a level: that of a generator which answers there for the image, as SiD's does at 2.5.
+
+    Raises OnestepError for a level that is not above 0.
+    """
+    if not 0 < level < math.inf:
+        raise OnestepError(f"a level of noise is a positive number, not {level}")
+    return _LowVE(float(level))
+
+
 class VP(Path):
     """Variance preserving with T discrete levels (DDPM): t = i + 1 is level i, with alpha^2 = alphas_cumprod[i].
 
@@ -230,6 +256,8 @@ def path_from(spec: dict) -> Path:
     """The path described by `spec`, as `Path.spec` wrote it. Raises OnestepError for an unknown name."""
     if spec["name"] == VP.name:
         return VP(spec["alphas_cumprod"])
+    if spec["name"] == VE.name and "t_max" in spec:
+        return ve_up_to(spec["t_max"])
     paths = {path.name: path for path in (FLOW, VE)}
     if spec["name"] not in paths:
         raise OnestepError(f"unknown path {spec['name']!r}{near_miss(spec['name'], [*paths, VP.name])}")

@@ -293,8 +293,8 @@ def ddim_times(steps: int, levels: int) -> Tensor:
 
 def default_times(path: Path, steps: int) -> Tensor:
     """The grid the field uses on a path: Karras on VE, uniform on FLOW, evenly spaced levels on VP."""
-    if path == VE:
-        return karras_times(steps)
+    if path.name == VE.name:  # whatever level it ends at
+        return karras_times(steps, sigma_max=path.t_max)
     return uniform_times(steps) if path == FLOW else ddim_times(steps, int(path.t_max))
 
 

@@ -9,7 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod, path_from, spread
+from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod, path_from, spread, ve_up_to
+from onestep_bench.samplers import default_times
 
 SCHEDULES = ["linear", "cosine", "sigmoid"]
 VPS = {name: VP(alphas_cumprod(name, 64)) for name in SCHEDULES}
@@ -178,3 +179,16 @@ def test_paths_are_equal_by_what_they_are():
     assert len({FLOW, VE, *VPS.values(), VP(alphas_cumprod("linear", 64))}) == 5
     assert FLOW != VE
     assert VPS["linear"] != VE
+
+
+def test_ve_may_end_lower(refuses):
+    low = ve_up_to(2.5)
+    assert low.t_max == 2.5
+    assert low == ve_up_to(2.5) != ve_up_to(3.0)
+    assert low not in (VE, FLOW)
+    assert path_from(low.spec()) == low
+    assert path_from(VE.spec()) == VE
+    assert default_times(low, 1).tolist() == pytest.approx([2.5, 0])
+    for level in (0.0, math.inf, math.nan):
+        with refuses("a level of noise is a positive number"):
+            ve_up_to(level)

@@ -20,6 +20,7 @@ from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss, needs_extra
 from onestep_bench.networks import released_critic
 from onestep_bench.networks.layers import GroupNorm
+from onestep_bench.paths import spread
 
 LAYOUTS = ("ours", "released")
 LEVELS = 4  # feature maps taken from each backbone, as in the papers
@@ -203,6 +204,54 @@ class Critic(nn.Module):
             found = [head(x, one_hot) for head, x in zip(heads, features, strict=True)]
             logits.append(torch.cat(found, dim=1))
         return logits
+
+
+class BottleneckCritic(nn.Module):
+    """Logits of noised images, read off the last map of the encoder of a network that is trained along with it.
+
+    DMD2's (Yin et al. 2024, arXiv:2405.14867), whose network is the fake score. It is no part of this module, and what
+    steps the critic steps both: so its encoder learns from the critic's loss too.
+    denoiser: on any path. head: `(channels, side) -> module` that makes logits (n, 1, h, w) of a map.
+    """
+
+    def __init__(self, denoiser: Denoiser, head: Callable[[int, int], nn.Module]):
+        super().__init__()
+        self._denoiser = (denoiser,)  # in a tuple, where torch does not look for modules
+        self.num_classes = denoiser.num_classes
+        config, device = denoiser.net.config, next(denoiser.parameters()).device
+        side = config["img_resolution"]
+        with torch.no_grad():
+            images = torch.zeros(1, config["in_channels"], side, side, device=device)
+            labels = torch.zeros(1, dtype=torch.int64, device=device) if self.num_classes else None
+            _, channels, _, side = self._bottleneck(images, labels, None).shape
+        self.head = head(channels, side).to(device)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None, sigma: Tensor | None = None) -> Tensor:
+        """images (n, c, h, w), on VE at levels sigma (n,) (None: at the network's lowest); labels (n,): (n, places)."""
+        return self.head(self._bottleneck(images, labels, sigma)).flatten(1)
+
+    def _bottleneck(self, images: Tensor, labels: Tensor | None, sigma: Tensor | None) -> Tensor:
+        (denoiser,) = self._denoiser
+        native, path = denoiser.native, denoiser.native.path
+        sigma = images.new_zeros(len(images)) if sigma is None else sigma
+        t = path.t_at(sigma.clamp(*native.ratios))
+        scaled, told = native.inputs(images * spread(path.alpha(t), images), t)
+        one_hot = F.one_hot(labels.long(), self.num_classes).to(images.dtype) if self.num_classes else None
+        return denoiser.net.encode(scaled, told, one_hot)[-1]
+
+
+def convolutions(channels: int, side: int) -> nn.Module:
+    """A head of a `BottleneckCritic`: that of `Critic` without classes, of which its network is told."""
+    head = Head(channels, side, 0)
+    return nn.Sequential(head.trunk, head.logits)
+
+
+def mean_of_channels(channels: int, side: int) -> nn.Module:
+    """A head of a `BottleneckCritic` that starts as the mean of its channels, which SiDA's is and stays."""
+    head = nn.Conv2d(channels, 1, 1)
+    nn.init.constant_(head.weight, 1 / channels)
+    nn.init.zeros_(head.bias)
+    return head
 
 
 def backbones_in(names: str) -> list[str]:

@@ -38,9 +38,20 @@ BY_HAND = {
     "scd": {"student": 3 + 2, "teacher": 1},
     "truncated-consistency": {"student": 3 + 1, "teacher": 1},
     "2-rf++": {"student": 3},
+    # Of three steps of the fake score the first is on the images of the generator's own; in each of them the critic
+    # looks at real and at generated images.
+    "score-distillation": {"student": 3 + 2, "teacher": 1, "fake": 1 + 3 * 3, "critic": 3 + 3 * (3 + 3)},
+    "sid": {"student": 1 + 3, "teacher": 3, "fake": 3 + 3},
+    "drifting": {"student": 3, "teacher": 0},
     "gdd": {"student": 3 + 1, "critic": 3 + 3 + 3 + 7 / 2, "teacher": 0},
 }
-OPTIONS = {"gdd": {"critic_channels": 8, "r1_interval": 2}, "progressive": {"steps": 2}, "shortcut": {"every": 4}}
+OPTIONS = {
+    "gdd": {"critic_channels": 8, "r1_interval": 2},
+    "progressive": {"steps": 2},
+    "shortcut": {"every": 4},
+    "score-distillation": {"fake_steps": 3},
+    "drifting": {"group": 4},
+}
 IMAGES = 8 * 4  # a step's by steps
 
 
@@ -100,6 +111,7 @@ def test_a_projection_is_no_network():
         ("meanflow", {"loss": "improved"}, 3 + 2 + 1),
         ("meanflow", {"loss": "lagrangian"}, 6 + 1),
         ("alpha-flow", {"derivative": True}, 3 + (0 + 0 + 1 + 2) / 4),
+        ("score-distillation", {"adversarial": 0, "fake_steps": 1}, 3),
     ],
 )
 def test_passes_of_other_losses(name, options, student):
