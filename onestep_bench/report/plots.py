@@ -127,19 +127,20 @@ def points(places: Mapping[str, tuple[float, float]], *, x: str, y: str, log_y: 
     return _finished(figure, axes)
 
 
-def plane(panels: Mapping[str, Tensor], exact: Tensor, data: Tensor) -> Figure:
+def plane(panels: Mapping[str, Tensor], exact: Tensor | None, data: Tensor) -> Figure:
     """Paths in the plane, one pair of axes per item: (levels, n, 2), over the exact ones, (levels, n, 2), in grey.
 
     Open circles are the ends of the exact paths, dots those of the others, and crosses the data (m, 2), which the axes
-    reach a little beyond.
+    reach a little beyond. exact: None where there are none. Paths of one level are points.
     """
     with sns.axes_style("white"):
         figure, row = plt.subplots(1, len(panels), figsize=(3.2 * len(panels), 3.4), squeeze=False, sharey=True)
     reach = 1.5 * data.abs().max().item()
     for axes, (label, paths), colour in zip(row[0], panels.items(), _colours(panels), strict=True):
         axes.plot(*data.T, "x", color="0.8", markersize=3, zorder=0)
-        axes.plot(*exact.movedim(-1, 0), color="0.6", linewidth=0.9)
-        axes.plot(*exact[-1].T, "o", color="0.3", markersize=7, fillstyle="none")
+        if exact is not None:
+            axes.plot(*exact.movedim(-1, 0), color="0.6", linewidth=0.9)
+            axes.plot(*exact[-1].T, "o", color="0.3", markersize=7, fillstyle="none")
         axes.plot(*paths.movedim(-1, 0), color=colour, linewidth=0.9)
         axes.plot(*paths[-1].T, "o", color=colour, markersize=4)
         axes.set(title=label, aspect="equal", xlim=(-reach, reach), ylim=(-reach, reach), xticks=[], yticks=[])
