@@ -109,3 +109,14 @@ def test_flow_maps_have_their_options_by_method_and_the_teacher_as_many_evaluati
     assert walks == {*students, ("teacher (heun)", "heun", 1, 1)}
     recipe = next(bundle["recipes"][row["recipe"]] for row in bundle["rows"] if row["label"] == "shortcut")
     assert recipe["shortcut.every"] == 4
+
+
+@pytest.mark.slow
+def test_a_small_generator_starts_from_a_slimflow_of_its_size(recorded):
+    small = {"size": "0.01M", "start": "random", "reflow_kimg": 0.064, "distill_kimg": 0.064}
+    bundle = recorded(method="gdd", options={"critic_channels": 32}, **small)
+    row, _ = rows_of(bundle, "gdd")
+    recipe = bundle["recipes"][row["recipe"]]
+    assert {"annealing-reflow.kimg", "flow-guided-distillation.kimg", "gdd.kimg"} <= recipe.keys()
+    assert row["size"] == "0.01M"
+    assert row["kimg"] == pytest.approx(0.128 + 3 * 0.064)  # of the teacher and three trainings from it
