@@ -73,8 +73,8 @@ def errors(out: Tensor, wanted: Tensor, distance: str | losses.Distance) -> Tens
 
 @dataclass(frozen=True)
 class ConsistencyTrainingConfig:
-    """iCT's at the defaults; CT's are schedule root, first 2, last 150, p_std 0, distance lpips@224, weighting uniform
-    and target_decay 0.9.
+    """iCT's at the defaults, published with RAdam; CT's are schedule root, first 2, last 150, p_std 0, distance
+    lpips@224, weighting uniform and target_decay 0.9.
 
     schedule: how the intervals between levels grow from `first` to `last`, doubling or root. p_mean, p_std: of ln t,
     in whole intervals; at p_std 0 all are drawn alike. distance: see `errors`; weighting: see `losses.weighting`.
@@ -147,6 +147,6 @@ register(
         _student,
         auxiliary=_target,
         # In full precision, since bf16 rounds off more than two close levels differ.
-        training={"lr": 1e-4, "batch_size": 1024, "optimizer": "radam", "precision": "fp32"},
+        training={"lr": 1e-4, "batch_size": 1024, "precision": "fp32"},
     )
 )
