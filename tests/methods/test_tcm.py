@@ -6,6 +6,7 @@ from two_times import Arrays, edm, holds, holds_gradients
 
 from onestep_bench import losses
 from onestep_bench.methods.tcm import TCMConfig, distances, drawn, heavy_tailed, nearer_level
+from onestep_bench.paths import VE
 
 # By their names in the released code.
 WEIGHTINGS = {"default": "gap", "cout_sq": "c-out-squared"}
@@ -36,7 +37,9 @@ def test_levels_are_those_of_the_released_sampler(arrays):
 
 def test_the_loss_is_that_of_the_released_code(arrays):
     student, teacher = edm(arrays, "student"), edm(arrays, "teacher")
-    t, boundary = arrays["tcm/loss/t"], arrays["tcm/loss/boundary"]
+    t, boundary, cfg = arrays["tcm/loss/t"], arrays["tcm/loss/boundary"], TCMConfig()
+    levels = heavy_tailed(cfg.df, cfg.mean, cfg.scale, arrays["tcm/loss/transition"], VE.t_max)
+    torch.testing.assert_close(drawn(levels, arrays["tcm/loss/uniform"])[~boundary], t[~boundary], rtol=1e-5, atol=0)
     r = nearer_level(t, arrays["tcm/loss/ratio"])
     torch.testing.assert_close(r, arrays["tcm/loss/r"], rtol=1e-5, atol=0)
     given = arrays["x"], arrays["noise"], t, r, arrays["tcm/loss/transition"], arrays["tcm/loss/c"]
