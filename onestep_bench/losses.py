@@ -47,6 +47,14 @@ def adaptive(squared: Tensor, p: float, c: float) -> Tensor:
     return squared / (squared.detach() + c) ** p
 
 
+def pseudo_huber(difference: Tensor, c: float) -> Tensor:
+    """sqrt(|d|^2 + c^2) - c of each row, |d|^2 the sum over it (Song and Dhariwal 2023): (n,). c is above 0.
+
+    About |d| where that is large, and smooth at 0, where a norm has no slope.
+    """
+    return (difference.square().sum((1, 2, 3)) + c**2).sqrt() - c
+
+
 def l2(a: Tensor, b: Tensor) -> Tensor:
     """Mean squared difference."""
     return (a - b).square().mean()
@@ -120,3 +128,34 @@ def _distance(name: str) -> Distance:
     if name not in DISTANCES:
         raise OnestepError(f"unknown distance {name!r}{near_miss(name, DISTANCES)}")
     return DISTANCES[name]
+
+
+def by_row(distance: Distance, a: Tensor, b: Tensor) -> Tensor:
+    """A distance of each row of a from that of b, both (n, c, h, w), for what weighs rows apart: (n,)."""
+    return torch.vmap(lambda one, other: distance(one[None], other[None]))(a, b)
+
+
+def _over_c_out(t: Tensor, r: Tensor) -> Tensor:
+    return (1 + 4 * t**2).sqrt() / t
+
+
+# Of two levels t > r on VE: EDM's numbers at sigma_data 0.5.
+WEIGHTINGS: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "uniform": lambda t, r: torch.ones_like(t),
+    "gap": lambda t, r: 1 / (t - r),
+    "root-gap": lambda t, r: (t - r).rsqrt(),
+    "karras": lambda t, r: 1 / t**2 + 4,
+    "c-out": _over_c_out,
+    "c-out-squared": lambda t, r: _over_c_out(t, r) ** 2,
+}
+
+
+def weighting(name: str) -> Callable[[Tensor, Tensor], Tensor]:
+    """The weight of that name of a consistency loss between levels t and r, (n,) each: (n,).
+
+    uniform: 1; gap: 1/(t-r); root-gap: its root; karras: 1/t^2 + 1/sigma_data^2; c-out: 1/c_out(t), by which EDM's
+    network answers to x0; c-out-squared. Raises OnestepError for an unknown name.
+    """
+    if name not in WEIGHTINGS:
+        raise OnestepError(f"unknown weighting {name!r}{near_miss(name, WEIGHTINGS)}")
+    return WEIGHTINGS[name]

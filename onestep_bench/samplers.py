@@ -226,6 +226,36 @@ def re_noising(
     return x.to(noise.dtype)
 
 
+@register("same-noise", grid=flow_times)
+@torch.no_grad()
+def same_noise(
+    denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None, *, corrected: bool = False
+) -> Tensor:
+    """Each step jumps to the data, and mixes it with the noise it all began with (Lee et al. 2024, arXiv:2405.20320).
+
+    The sampler of 2-rectified flow++: of straight flows, whose noise is known all the way. 1 evaluation a step;
+    corrected: by the mean of the velocities at both ends as in `heun`, 2 a step and 1 on the step that ends at 0.
+    """
+    path = denoiser.path
+    x, levels = _start(denoiser, noise, times)
+
+    def onward(velocity: Tensor, t: Tensor, t_next: Tensor) -> Tensor:
+        return path.mix(path.from_velocity(x, velocity, t)[0], noise.double(), t_next)
+
+    for (t, t_next), clean in zip(pairwise(levels), _ends_clean(times), strict=True):
+        slope = denoiser(x, t, labels, want="velocity")
+        if corrected and not clean:
+            slope = (slope + denoiser(onward(slope, t, t_next), t_next, labels, want="velocity")) / 2
+        x = onward(slope, t, t_next)
+    return x.to(noise.dtype)
+
+
+@register("same-noise-heun", grid=flow_times)
+def same_noise_heun(denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None) -> Tensor:
+    """`same_noise`, corrected: 2 steps - 1 evaluations."""
+    return same_noise(denoiser, noise, times, labels, corrected=True)
+
+
 def _fresh(noise: Tensor, count: int) -> list[Tensor]:
     """`count` times further noise like `noise`, each row a function of that row's numbers."""
     if not count:

@@ -23,55 +23,79 @@ from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
 from onestep_bench.training.source import Source
 
-# Methods: how many steps of eight images, and options.
+# Options with which a method shows in a few steps of eight images all that it does.
+TINY = {
+    "gdd": {"r1_interval": 2, "critic_channels": 8},
+    "progressive": {"steps": 2},
+    "shortcut": {"every": 2},
+    "imm": {"members": 2},
+    "truncated-consistency": {"every": 2, "ratio": 0.9},  # nearer levels differ by hardly more than rounding
+    "consistency-training": {"first": 2, "last": 8, "target_decay": 0.9},
+}
+# Methods, told classes or not: how many steps of eight images, and options.
 CURVES = {
     "edm": (50, {}),
-    "gdd": (50, {"r1_interval": 8, "critic_channels": 8}),
+    "gdd": (50, {"r1_interval": 8}),
     "consistency-distillation": (8, {"accumulate": 2}),
     "meanflow": (8, {}),
-    "imm": (8, {"accumulate": 2, "members": 2}),
-    "shortcut": (8, {"accumulate": 2, "every": 2}),
+    "imm": (8, {"accumulate": 2}),
+    "shortcut": (8, {"accumulate": 2}),
+    "meanflow-distillation:conditional": (4, {}),
+    "alpha-flow:conditional": (4, {}),
+    "sct:conditional": (4, {"accumulate": 2}),
+    "scd:conditional": (4, {}),
+    "truncated-consistency:conditional": (4, {"accumulate": 2}),
+    "consistency-training:conditional": (4, {"accumulate": 2}),
+    "easy-consistency-tuning:conditional": (4, {}),
+    "2-rf++:conditional": (4, {}),
 }
 SHORT = TrainConfig(kimg=0.08, batch_size=4, lr=1e-2, hflip=True)  # 20 steps
 
 
-def network():
+def network(classes=0, dropout=0.0):
     """A U-Net of one level, for 8x8 digits, with none of the weights that start at zero.
 
     Adam makes whole steps of gradients that are nothing but rounding, and adversarial training then falls apart from
     another run's by any rounding at all, on one process too.
     """
-    config = networks.SIZES["0.05M"] | {"channel_mult": (1,), "img_resolution": 8}
-    net = networks.build(config | {"in_channels": 1, "out_channels": 1, "label_dim": 0})
+    config = networks.SIZES["0.05M"] | {"channel_mult": (1,), "img_resolution": 8, "dropout": dropout}
+    net = networks.build(config | {"in_channels": 1, "out_channels": 1, "label_dim": classes})
     with torch.no_grad():
         for parameter in net.parameters():
             parameter.add_(0.1 * torch.randn_like(parameter))
     return net
 
 
-def curve(name, steps, options):
-    """Losses of each step, and the weights of the student's average."""
+def begun(job, steps, options, dropout=0.0, wrapped=lambda objective: objective, **more):
+    """The rows of a method's run of `steps` steps of eight digits, yet to be trained; its networks, and the average.
+
+    job: the method's name, with ':conditional' behind it where the networks are told classes. wrapped: made of the
+    objective before it is trained. more: see `fit`.
+    """
     torch.manual_seed(0)
-    teacher = Denoiser(network(), EDM()).eval().requires_grad_(False)
-    method = methods.get(name)
-    config, training = study._configs(method, options | {"kimg": steps * 8 / 1000, "batch_size": 8})
-    net = network()
+    name, _, conditional = job.partition(":")
+    classes, method = 10 if conditional else 0, methods.get(name)
+    teacher = Denoiser(network(classes), EDM()).eval().requires_grad_(False)
+    options = TINY.get(name, {}) | options | {"kimg": steps * 8 / 1000, "batch_size": 8}
+    config, training = study._configs(method, options)
+    net = network(classes, dropout)
     if method.two_times:
         net.add_second_time()
     student = method.student(config, net, teacher.native, teacher).train()
     nets = methods.Nets(student, teacher)
     nets.auxiliary = method.auxiliary(nets, config)
-    ema = copy.deepcopy(student)
-    rows = fit(
-        method.objective(nets, config),
-        {"student": student, **nets.auxiliary},
-        Source(data.load("digits").images[:96], None, None, "cpu"),
-        training,
-        seed=1,
-        adams=method.adams(config, training.betas),
-        ema=ema,
-        group=method.group(config),
-    )
+    trained, ema = {"student": student, **nets.auxiliary}, copy.deepcopy(student)
+    digits = data.load("digits")
+    noise = torch.randn(96, 1, 8, 8) if method.data == "pairs" else None
+    source = Source(digits.images[:96], digits.labels[:96] if conditional else None, noise, "cpu")
+    objective = wrapped(method.objective(nets, config))
+    more |= {"adams": method.adams(config, training.betas), "ema": ema, "group": method.group(config)}
+    return fit(objective, trained, source, training, seed=1, **more), trained, ema
+
+
+def curve(job, steps, options):
+    """Losses of each step, and the weights of the student's average."""
+    rows, _, ema = begun(job, steps, options)
     rows = list(rows)
     weights = torch.nn.utils.parameters_to_vector(ema.parameters())
     return {"losses": [row.losses for row in rows], "passes": rows[-1].passes, "ema": weights}

@@ -7,7 +7,7 @@ import torch
 
 from onestep_bench import compat, losses
 from onestep_bench.denoiser import flow_denoiser
-from onestep_bench.losses import distance, same_dropout, velocity_loss
+from onestep_bench.losses import by_row, distance, pseudo_huber, same_dropout, velocity_loss, weighting
 
 
 class Recorder(torch.nn.Module):
@@ -28,6 +28,50 @@ def test_distances_are_means(pair):
     assert distance("l2")(a, b).item() == pytest.approx(((a - b) ** 2).mean().item())
     assert distance("l1")(a, b).item() == pytest.approx((a - b).abs().mean().item())
     assert distance("l1+l2")(a, b).item() == pytest.approx((distance("l1")(a, b) + distance("l2")(a, b)).item())
+
+
+class Layered(torch.nn.Module):
+    """Of the layers that LPIPS has: frozen convolutions, in-place ReLU, pooling, normalised features."""
+
+    def __init__(self):
+        super().__init__()
+        layers = [torch.nn.Conv2d(3, 4, 3, padding=1), torch.nn.ReLU(inplace=True), torch.nn.MaxPool2d(2)]
+        self.layers = torch.nn.Sequential(*layers).eval().requires_grad_(False)
+
+    def forward(self, a, b):
+        a, b = (features / (features.norm(dim=1, keepdim=True) + 1e-10) for features in map(self.layers, (a, b)))
+        return (a - b).square().sum(1, keepdim=True).mean((2, 3), keepdim=True)
+
+
+@pytest.mark.parametrize("name", ["l2", "l1", "lpips", "lpips@224+l2"])
+def test_a_distance_of_each_row_is_that_of_the_row_alone(name, pair, monkeypatch):
+    network = Layered()
+    monkeypatch.setattr(losses, "_lpips_network", lambda device: network)
+    a, b = pair[0].clone().requires_grad_(), pair[1]
+    found = by_row(distance(name), a, b)
+    alone = torch.stack([distance(name)(a[row : row + 1], b[row : row + 1]) for row in range(len(a))])
+    torch.testing.assert_close(found, alone)
+    slopes = (torch.autograd.grad((torch.arange(4) * rows).sum(), a)[0] for rows in (found, alone))
+    torch.testing.assert_close(*slopes)
+
+
+def test_the_pseudo_huber_distance_is_smooth_at_0_and_the_norm_far_off():
+    difference = torch.zeros(2, 1, 2, 2, dtype=torch.float64)
+    difference[1] = 3e4
+    difference.requires_grad_()
+    found = pseudo_huber(difference, 0.5)
+    assert found.tolist() == pytest.approx([0, 6e4 - 0.5])
+    assert torch.autograd.grad(found[0], difference)[0].abs().max() == 0
+
+
+def test_weightings_are_their_formulas(refuses):
+    t, r = torch.tensor([2.0], dtype=torch.float64), torch.tensor([0.5], dtype=torch.float64)
+    expected = {"uniform": 1, "gap": 1 / 1.5, "root-gap": 1.5**-0.5, "karras": 4.25, "c-out-squared": 4.25}
+    for name, value in expected.items():
+        assert weighting(name)(t, r).item() == pytest.approx(value)
+    assert weighting("c-out")(t, r).item() == pytest.approx(4.25**0.5)
+    with refuses("'gab'", "did you mean 'gap'?"):
+        weighting("gab")
 
 
 def test_a_function_is_its_own_distance():

@@ -1,14 +1,16 @@
 """Samplers against the released ones, and against the exact solution for an ideal denoiser."""
 
 import math
+import re
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 
 import pytest
 import torch
+from two_times import Arrays, Velocity, holds
 
-from onestep_bench.denoiser import Denoiser, IdealDenoiser, counting, edm_denoiser
+from onestep_bench.denoiser import Denoiser, Flow, IdealDenoiser, counting, edm_denoiser
 from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod
 from onestep_bench.samplers import (
     SAMPLERS,
@@ -96,6 +98,40 @@ def test_rk45_makes_the_images_of_the_released_slimflow_sampler(slimflow, slimfl
     assert counter.calls == pytest.approx(slimflow["rk45/nfe"], abs=6)
 
 
+class FromOne(type(FLOW)):
+    """FLOW, whose samplers here begin with the noise itself at a level of 1 - 1e-5."""
+
+    def prior_std(self, t):
+        return torch.ones_like(t)
+
+
+class ReleasedReflow(Flow):
+    path = FromOne()
+
+
+RELEASED_REFLOW = {
+    ("euler", "default"): euler,
+    ("euler", "new"): sampler("same-noise"),
+    ("heun", "default"): heun,
+    ("heun", "new"): sampler("same-noise-heun"),
+}
+
+
+def test_samples_are_those_of_the_released_2_rf():
+    arrays = Arrays("consistency")
+    student = Denoiser(Velocity(arrays, "rfpp/net"), ReleasedReflow(plain=True))
+    names = [name for name in arrays.found if name.startswith("rfpp/sample/")]
+    assert names
+    for name in names:
+        solver, count, kind = re.fullmatch(r"rfpp/sample/([a-z]+)(\d+)_([a-z]+)", name).groups()
+        steps = (int(count) + 1) // 2 if solver == "heun" else int(count)
+        times = uniform_times(steps)
+        times[0] = 1 - 1e-5
+        with counting(student) as counter:
+            holds(RELEASED_REFLOW[solver, kind](student, arrays["rfpp/z"], times), arrays[name])
+        assert counter.calls == int(count)
+
+
 def order(step, denoiser, noise, grid):
     """Slope of log error over log steps, against the same method on a grid 16 times finer than the finest."""
     exact = step(denoiser, noise, grid(1024))
@@ -151,8 +187,8 @@ def test_euler_is_ddim_and_a_plain_euler_step(path, digits_like, noise):
     ("name", "evaluations"),
     [
         ("euler", lambda n: n),
-        ("heun", lambda n: 2 * n - 1),
-        *[(name, lambda n: n) for name in ("dpmpp_2m", "push-forward", "re-noising")],
+        *[(name, lambda n: 2 * n - 1) for name in ("heun", "same-noise-heun")],
+        *[(name, lambda n: n) for name in ("dpmpp_2m", "push-forward", "re-noising", "same-noise")],
     ],
 )
 @pytest.mark.parametrize("steps", [1, 3])
@@ -163,7 +199,7 @@ def test_number_of_evaluations(name, evaluations, steps, digits_like, noise):
     assert counter.rows / len(noise) == evaluations(steps)
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "push-forward", "re-noising"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "push-forward", "re-noising", "same-noise"])
 def test_one_step_is_the_denoised_noise(name, digits_like, noise):
     flow = IdealDenoiser(digits_like + 0.5).on(FLOW)
     image = sampler(name)(flow, noise, uniform_times(1))
@@ -215,7 +251,8 @@ def test_jumps_meet_at_the_same_noise_to_signal_ratios_on_every_path(path):
     times = times_of("push-forward", path, 4)
     assert times[0] == path.t_max
     torch.testing.assert_close(path.ratio(times[1:]), torch.tensor([3, 1, 1 / 3, 0], dtype=torch.float64))
-    assert torch.equal(times_of("re-noising", path, 4), times)
+    for name in ("re-noising", "same-noise", "same-noise-heun"):
+        assert torch.equal(times_of(name, path, 4), times)
     assert torch.equal(times_of("heun", path, 4), default_times(path, 4))
 
 

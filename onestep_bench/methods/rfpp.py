@@ -20,7 +20,7 @@ from onestep_bench.paths import FLOW, spread
 
 # Levels and the divisor of the perceptual loss keep that far from the ends.
 END = 1e-5
-LOSSES = ("l2", "huber", "weighted-huber")
+LOSSES = ("l2", "root-l2", "huber", "weighted-huber", "none")
 
 
 def density(t: Tensor, a: float) -> Tensor:
@@ -38,42 +38,47 @@ def level(uniform: Tensor, mirrored: Tensor, a: float) -> Tensor:
 
 
 def velocity_errors(velocity: Tensor, wanted: Tensor, t: Tensor, loss: str) -> Tensor:
-    """Error of each row (n,): l2, the mean square; huber, (sqrt(|d|^2 + C^2) - C) / dim, C = 0.00054 dim; or that
-    times 1 - t, weighted-huber, which is the paper's.
+    """Error of each row (n,): l2, the mean square; root-l2, its root; huber, (sqrt(|d|^2 + C^2) - C) / dim with
+    C = 0.00054 dim; or that times 1 - t, weighted-huber, which is the paper's; none, 0.
     """
     difference = velocity - wanted
+    dim = difference[0].numel()
+    if loss == "none":
+        return torch.zeros_like(t)
     if loss == "l2":
         return difference.square().mean((1, 2, 3))
-    dim = difference[0].numel()
-    c = 0.00054 * dim
-    huber = ((difference.square().sum((1, 2, 3)) + c**2).sqrt() - c) / dim
+    if loss == "root-l2":
+        return losses.pseudo_huber(difference, 1e-8) / math.sqrt(dim)  # the root itself has no slope at 0
+    huber = losses.pseudo_huber(difference, 0.00054 * dim) / dim
     return (1 - t) * huber if loss == "weighted-huber" else huber
 
 
-def perceptual(velocity: Tensor, x: Tensor, t: Tensor, data: Tensor, distance: Distance) -> Tensor:
-    """D(x_t - t v, x0) / t, mean over the batch: of the image to which a straight step would lead. A scalar.
-
-    `distance` is a mean over rows, and so is asked row by row.
-    """
-    made = x - spread(t, x) * velocity
-    rows = [distance(one[None], other[None]) / level for one, other, level in zip(made, data, t, strict=True)]
-    return torch.stack(rows).mean()
+def perceptual(
+    velocity: Tensor, x: Tensor, t: Tensor, data: Tensor, distance: Distance, *, over_t: bool = True
+) -> Tensor:
+    """D(x_t - t v, x0) of each row, over t or not: of the image to which a straight step would lead. (n,)."""
+    found = losses.by_row(distance, x - spread(t, x) * velocity, data)
+    return found / t if over_t else found
 
 
 @dataclass(frozen=True)
 class RFPPConfig:
-    """density: a of the levels' density, 0 for uniform ones; loss: l2, huber or weighted-huber.
+    """density: a of the levels' density, 0 for uniform ones; loss: see `velocity_errors`.
 
-    distance: a perceptual distance beside it, as 'lpips'; '' for none. Plain reflow is density 0 and loss l2.
+    distance: a perceptual distance beside it, as 'lpips'; '' for none. over_t: whether that is divided by t. The
+    paper's best is 'weighted-huber' and 'lpips' over t; plain reflow is density 0 and loss l2.
     """
 
     density: float = 4.0
     loss: str = "weighted-huber"
     distance: str = ""
+    over_t: bool = True
 
     def __post_init__(self):
         if self.loss not in LOSSES:
             raise OnestepError(f"unknown loss {self.loss!r} of reflow{near_miss(self.loss, LOSSES)}")
+        if self.loss == "none" and not self.distance:
+            raise OnestepError("loss 'none' leaves nothing to learn from; name a distance, such as 'lpips', or a loss")
         if not 0 <= self.density <= 100:
             raise OnestepError(f"density is a number from 0, uniform, to 100, not {self.density:g}")
 
@@ -88,10 +93,10 @@ def rectified_flow_plus(nets: Nets, cfg: RFPPConfig):
         t = level(draw.uniform("t"), draw.uniform("mirrored") < 0.5, cfg.density)
         x = FLOW.mix(data, noise, t)
         velocity = student(x, t, batch.labels, want="velocity")
-        loss = velocity_errors(velocity, noise - data, t, cfg.loss).mean()
+        errors = velocity_errors(velocity, noise - data, t, cfg.loss)
         if distance:
-            loss = loss + perceptual(velocity, x, t, data, distance)
-        yield loss, "student"
+            errors = errors + perceptual(velocity, x, t, data, distance, over_t=cfg.over_t)
+        yield errors.mean(), "student"
 
     return objective
 

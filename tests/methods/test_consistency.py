@@ -2,15 +2,14 @@
 
 import math
 from contextlib import nullcontext
-from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from two_times import Arrays, edm, holds, holds_gradients
 
-from onestep_bench import methods, networks
+from onestep_bench import losses, methods, networks
 from onestep_bench.denoiser import EDM, Denoiser, Flow, IdealDenoiser
 from onestep_bench.errors import OnestepError
 from onestep_bench.methods import consistency
@@ -46,62 +45,63 @@ class Biased(ToOnePoint):
         return super().forward(x, t, want="x0") + 0.01 * torch.as_tensor(t).reshape(-1, 1, 1, 1)
 
 
-class Toy(torch.nn.Module):
-    """tanh(w y + b + p k) of the reference."""
-
-    def __init__(self, w, b, p):
-        super().__init__()
-        self.w, self.b, self.p = (torch.nn.Parameter(each.clone()) for each in (w, b, p))
-
-    def forward(self, y, k, labels=None):
-        hidden = torch.einsum("ij,njhw->nihw", self.w, y) + self.b.reshape(-1, 1, 1)
-        return torch.tanh(hidden + self.p.reshape(-1, 1, 1) * k.reshape(-1, 1, 1, 1))
-
-
 @pytest.fixture(scope="module")
-def reference():
+def arrays():
     """Arrays that the authors' code made (locuslab/ect, openai/consistency_models), float64."""
-    with np.load(Path(__file__).parents[1] / "reference" / "consistency.npz") as file:
-        return {key: torch.from_numpy(file[key]) for key in file.files if file[key].dtype.kind != "U"}
+    return Arrays("consistency")
 
 
-def toy(reference, role, boundary=0.0):
-    return Denoiser(Toy(*(reference[f"{role}/{name}"] for name in "wbp")), EDM(boundary=boundary))
+def assert_reproduced(loss, student, arrays, group):
+    """The loss, a function of the rows that it is to see, and its gradients are those of the group."""
+    every = slice(None)
+    rows = torch.stack([loss(slice(row, row + 1)) for row in range(len(arrays["x"]))])
+    holds(rows.detach(), arrays[f"{group}/per_sample"])
+    holds(loss(every).detach(), arrays[f"{group}/loss"])
+    holds_gradients(loss(every), student.net, arrays, group)
 
 
-def assert_gradients(network, loss, reference, group):
-    torch.testing.assert_close(loss, reference[f"{group}/loss"], rtol=1e-6, atol=1e-9)
-    loss.backward()
-    for name in "wbp":
-        wanted = reference[f"{group}/grad_{name}"]
-        torch.testing.assert_close(getattr(network.net, name).grad, wanted, rtol=1e-5, atol=1e-7)
+def test_tuning_is_the_released_loss(arrays):
+    data, noise = arrays["x"], arrays["noise"]
+    t = (2 * arrays["ect/normal"] - 1.1).exp()
+    torch.testing.assert_close(t, arrays["ect/t"])
+    groups = arrays.groups("ect/loss/", "loss")
+    assert groups
+    for group in groups:
+        stage, c = group.rpartition("/stage")[2].split("_c")
+        student, r = edm(arrays, "student"), nearer_level(t, 2.0 ** -(int(stage) + 1))
+        torch.testing.assert_close(r, arrays[f"{group}/r"], rtol=1e-12, atol=0)
+
+        def loss(of, student=student, r=r, c=float(c)):
+            return tuning_loss(student, data[of], noise[of], t[of], r[of], c)
+
+        assert_reproduced(loss, student, arrays, group)
 
 
-@pytest.mark.parametrize(("stage", "c"), [(0, 0.0), (3, 0.0), (7, 0.03)])
-def test_tuning_is_the_released_loss(reference, stage, c):
-    student, group = toy(reference, "student"), f"ect/loss/stage{stage}_c{c:g}"
-    t = (2 * reference["ect/normal"] - 1.1).exp()
-    torch.testing.assert_close(t, reference["ect/t"])
-    r = nearer_level(t, 2.0 ** -(stage + 1))
-    torch.testing.assert_close(r, reference[f"{group}/r"], rtol=1e-12, atol=0)
-    assert_gradients(student, tuning_loss(student, reference["x"], reference["noise"], t, r, c), reference, group)
-
-
-@pytest.mark.parametrize("stage", [0, 3, 7])
-@pytest.mark.parametrize("q", [2, 256])
-def test_the_nearer_level_is_the_released_one(reference, stage, q):
-    wanted = reference[f"ect/r/q{q}_k8_b1_sigmoid_stage{stage}"]
-    torch.testing.assert_close(nearer_level(reference["ect/grid"], q ** -(stage + 1.0)), wanted, rtol=1e-12, atol=0)
+def test_the_nearer_level_is_the_released_one(arrays):
+    names = [name for name in arrays.found if name.startswith("ect/r/")]
+    assert names
+    for name in names:
+        *numbers, kind, stage = name.rpartition("/")[2].split("_")
+        q, k, b = (float(number[1:]) for number in numbers)
+        shrink = q ** -(int(stage.removeprefix("stage")) + 1.0)
+        found = nearer_level(arrays["ect/grid"], shrink, k if kind == "sigmoid" else 0.0, b)
+        torch.testing.assert_close(found, arrays[name], rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize("distance", ["l2", "l1"])
-def test_distillation_is_the_released_loss(reference, distance):
-    student, target = (toy(reference, role, boundary=0.002) for role in ("student", "target"))
-    teacher, levels = toy(reference, "teacher"), karras_times(int(reference["cm/levels"]))
-    torch.testing.assert_close(levels[:-1], reference["cm/sigmas"], rtol=1e-12, atol=0)
-    t, t_next = levels[reference["cm/index"]], levels[reference["cm/index"] + 1]
-    loss = distillation_loss(student, target, teacher, reference["x"], reference["noise"], t, t_next, distance)
-    assert_gradients(student, loss, reference, f"cm/cd_{distance}")
+def test_distillation_is_the_released_loss(arrays, distance):
+    student, target = (edm(arrays, role, boundary=0.002) for role in ("student", "target"))
+    teacher, levels, place = edm(arrays, "teacher"), karras_times(arrays["cm/levels"]), arrays["cm/index"]
+    torch.testing.assert_close(levels[:-1], arrays["cm/sigmas"], rtol=1e-12, atol=0)
+    t, t_next = levels[place], levels[place + 1]
+    weight = losses.weighting(arrays["cm/weight"])(t, t_next)
+
+    def loss(of):
+        rows = zip(arrays["x"][of, None], arrays["noise"][of, None], t[of, None], t_next[of, None], strict=True)
+        found = [distillation_loss(student, target, teacher, *row, distance) for row in rows]
+        return (weight[of] * torch.stack(found)).mean()
+
+    assert_reproduced(loss, student, arrays, f"cm/cd_{distance}")
 
 
 class Dropping(torch.nn.Module):
@@ -114,8 +114,8 @@ class Dropping(torch.nn.Module):
 def test_both_levels_of_tuning_drop_the_same():
     t, r = rows([5.0, 1.0]), rows([5.0 - 1e-4, 1.0 - 1e-3])
     # The masks cancel, and |f(t) - f(r)| / (t - r) of a slope 0.01 in 16 pixels is left; other masks would make it 1e4.
-    losses = [tuning_loss(Dropping(), noise(2), noise(2), t, r, 0.0).item() for _ in range(2)]
-    assert losses == pytest.approx([0.01 * 4] * 2, rel=1e-5)
+    found = [tuning_loss(Dropping(), noise(2), noise(2), t, r, 0.0).item() for _ in range(2)]
+    assert found == pytest.approx([0.01 * 4] * 2, rel=1e-5)
 
 
 def distilled(dropout, **options):

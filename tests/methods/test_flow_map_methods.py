@@ -21,6 +21,7 @@ METHODS = {
     "imm": {},
     "sct": {},
     "scd": {},
+    "consistency-training": {"first": 2, "last": 8},
     "truncated-consistency": {},
     "2-rf++": {},
 }

@@ -24,6 +24,7 @@ BY_HAND = {
     "sfddm": {"student": 3, "teacher": 1},
     "progressive": {"student": 3, "teacher": 2},
     "consistency-distillation": {"student": 3, "target": 1, "teacher": 2},
+    "consistency-training": {"student": 3 + 1},
     "easy-consistency-tuning": {"student": 3 + 1},
     # The critic looks at the generator's image, then at a real and a fake one, and of every second step R1.
     # A pass that carries a derivative is 2, and 6 where it is differentiated. The last loss is one more of a known

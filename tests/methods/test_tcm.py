@@ -4,7 +4,12 @@ import pytest
 import torch
 from two_times import Arrays, edm, holds, holds_gradients
 
+from onestep_bench import losses
 from onestep_bench.methods.tcm import TCMConfig, distances, drawn, heavy_tailed, nearer_level
+from onestep_bench.paths import VE
+
+# By their names in the released code.
+WEIGHTINGS = {"default": "gap", "cout_sq": "c-out-squared"}
 
 
 @pytest.fixture(scope="module")
@@ -32,12 +37,14 @@ def test_levels_are_those_of_the_released_sampler(arrays):
 
 def test_the_loss_is_that_of_the_released_code(arrays):
     student, teacher = edm(arrays, "student"), edm(arrays, "teacher")
-    t, boundary = arrays["tcm/loss/t"], arrays["tcm/loss/boundary"]
+    t, boundary, cfg = arrays["tcm/loss/t"], arrays["tcm/loss/boundary"], TCMConfig()
+    levels = heavy_tailed(cfg.df, cfg.mean, cfg.scale, arrays["tcm/loss/transition"], VE.t_max)
+    torch.testing.assert_close(drawn(levels, arrays["tcm/loss/uniform"])[~boundary], t[~boundary], rtol=1e-5, atol=0)
     r = nearer_level(t, arrays["tcm/loss/ratio"])
     torch.testing.assert_close(r, arrays["tcm/loss/r"], rtol=1e-5, atol=0)
     given = arrays["x"], arrays["noise"], t, r, arrays["tcm/loss/transition"], arrays["tcm/loss/c"]
-    assert arrays["tcm/loss/weighting"] == "default"
-    found = distances(student, teacher, *given) / (t - r)
+    weight = losses.weighting(WEIGHTINGS[arrays["tcm/loss/weighting"]])
+    found = weight(t, r) * distances(student, teacher, *given)
     holds(found[~boundary].detach(), arrays["tcm/loss/per_sample"])
     holds(found[boundary].detach(), arrays["tcm/loss/per_sample_boundary"])
     loss = found[~boundary].mean() + arrays["tcm/loss/boundary_weight"] * found[boundary].mean()
@@ -59,15 +66,17 @@ def test_the_exact_function_has_no_loss_and_the_first_stage_decides_below():
     t, r = (torch.tensor(levels, dtype=torch.float64) for levels in ([1.0, 5.0, 5.0], [0.9, 0.9, 2.0]))
     data, eps = torch.full((3, 1, 2, 2), 0.3, dtype=torch.float64), torch.randn(3, 1, 2, 2, dtype=torch.float64)
     exact = ToOnePoint()
-    losses = distances(exact, exact, data, eps, t, r, 1.0, 1e-8)
-    assert losses.max() < 1e-8
-    assert torch.autograd.grad(losses.sum(), exact.shift)[0] == 0
+    found = distances(exact, exact, data, eps, t, r, 1.0, 1e-8)
+    assert found.max() < 1e-8
+    assert torch.autograd.grad(found.sum(), exact.shift)[0] == 0
     # A first stage that is off matters where the nearer level lies below the transition.
     off = distances(exact, ToOnePoint(0.1), data, eps, t, r, 1.0, 1e-8)
     torch.testing.assert_close(off.detach(), torch.tensor([0.18, 0.18, 0.0], dtype=torch.float64), rtol=1e-6, atol=1e-7)
 
 
-@pytest.mark.parametrize("options", [{"transition": 0.0}, {"ratio": 1.0}, {"every": 1}, {"c": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"transition": 0.0}, {"ratio": 1.0}, {"every": 1}, {"c": 0.0}, {"weighting": "gab"}]
+)
 def test_bad_options(options, refuses):
     with refuses(next(iter(options))):
         TCMConfig(**options)
