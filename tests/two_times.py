@@ -28,6 +28,10 @@ class Arrays:
     def __contains__(self, name):
         return name in self.found
 
+    def names(self, prefix):
+        """Names of the arrays under a prefix."""
+        return sorted(name for name in self.found if name.startswith(prefix))
+
     def groups(self, prefix, leaf):
         """Names of the groups under a prefix that hold an array of that name: of 'a/x/loss' for 'a/': 'a/x'."""
         return sorted(k.removesuffix(f"/{leaf}") for k in self.found if k.startswith(prefix) and k.endswith(f"/{leaf}"))

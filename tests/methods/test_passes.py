@@ -35,6 +35,10 @@ BY_HAND = {
     "shortcut": {"student": 3, "target": 2 / 4},
     "progressive-self-distillation": {"student": 3 + 2},
     "imm": {"student": 3 + 1},
+    "soflow": {"student": 3 + 1},
+    # The derivative, the jump to the data and the anchor.
+    "facm": {"student": 2 + 3 + 3},
+    "facm-distillation": {"student": 2 + 3 + 3, "teacher": 1},
     "sct": {"student": 3 + 2},
     "scd": {"student": 3 + 2, "teacher": 1},
     "truncated-consistency": {"student": 3 + 1, "teacher": 1},
@@ -104,6 +108,7 @@ def test_a_projection_is_no_network():
         # The derivative in x has no gradient, that in t has.
         ("meanflow", {"loss": "eulerian"}, 1 + 2 + 6),
         ("meanflow", {"loss": "eulerian", "through": True}, 1 + 6),
+        ("soflow", {"same": 0.5}, 3 + 1 + 3),
         ("alpha-flow", {"derivative": True}, 3 + (0 + 0 + 1 + 2) / 4),
     ],
 )
