@@ -9,10 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd import forward_ad
 
-from onestep_bench.denoiser import Denoiser
+from onestep_bench.denoiser import Denoiser, Flow, Native
 from onestep_bench.losses import same_dropout
 from onestep_bench.paths import FLOW, Path, spread
 
@@ -52,6 +52,11 @@ class FlowMap:
     def _told(self, path: Path, t: Tensor, s: Tensor) -> dict:
         # In FLOW's time whatever the path, so that a network is told the same of the same jump.
         return {"gap": flow_time(path, t) - flow_time(path, s)} if getattr(self.denoiser, "two_times", False) else {}
+
+
+def flow_student(config, net: nn.Module, native: Native | None, teacher: Denoiser | None) -> Denoiser:
+    """`net` as a student on FLOW, see `Method.student`: with random weights a velocity that is told t itself."""
+    return Denoiser(net, native or Flow(plain=True)).on(FLOW)
 
 
 def derivative(

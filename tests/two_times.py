@@ -3,6 +3,7 @@
 import json
 
 import numpy as np
+import pytest
 import torch
 from conftest import REFERENCE
 
@@ -27,9 +28,23 @@ class Arrays:
     def __contains__(self, name):
         return name in self.found
 
+    def names(self, prefix):
+        """Names of the arrays under a prefix."""
+        return sorted(name for name in self.found if name.startswith(prefix))
+
     def groups(self, prefix, leaf):
         """Names of the groups under a prefix that hold an array of that name: of 'a/x/loss' for 'a/': 'a/x'."""
         return sorted(k.removesuffix(f"/{leaf}") for k in self.found if k.startswith(prefix) and k.endswith(f"/{leaf}"))
+
+
+def reference(name):
+    """A module's fixture: the arrays of a file."""
+    return pytest.fixture(scope="module")(lambda: Arrays(name))
+
+
+def column(value):
+    """Times (n,) as broadcast over images."""
+    return value.reshape(-1, 1, 1, 1)
 
 
 def _weights(module, arrays, role, names):
@@ -47,11 +62,22 @@ class Velocity(torch.nn.Module):
         self.told, self.inside = told, 0.0
         _weights(self, arrays, role, "wbpq" if f"{role}/q" in arrays else "wbp")
 
+    def give_classes(self, arrays):
+        """Let each class add its row of a table inside the tanh; the last row is that of no class."""
+        self.labels = torch.nn.Parameter(arrays["label_table"].clone())
+        self.label_dim = len(self.labels) - 1
+
+    def of_classes(self, labels):
+        if labels is None:
+            return 0.0
+        one_hot = torch.cat([labels, 1 - labels.sum(1, keepdim=True)], 1)
+        return (one_hot @ self.labels).reshape(*one_hot.shape[:1], -1, 1, 1)
+
     def forward(self, x, t, labels=None, second_labels=None):
         t, h = self.told(t, torch.zeros_like(t) if second_labels is None else second_labels)
         t, h = t.reshape(-1, 1, 1, 1), h.reshape(-1, 1, 1, 1)
         b, p = self.b.reshape(-1, 1, 1), self.p.reshape(-1, 1, 1)
-        shifted = torch.einsum("ij,njhw->nihw", self.w, x) + b + p * t + self.inside
+        shifted = torch.einsum("ij,njhw->nihw", self.w, x) + b + p * t + self.inside + self.of_classes(labels)
         if hasattr(self, "q"):
             shifted = shifted + self.q.reshape(-1, 1, 1) * h
         return shifted.tanh() + 0.3 * x * torch.cos(2 * t + h)
@@ -74,13 +100,17 @@ def flow_map(arrays, role="net", **more):
     return FlowMap(Denoiser(Velocity(arrays, role, **more), Flow(plain=True)))
 
 
-def turned(arrays, role):
-    """A toy whose time is 0 at noise, in our time and direction."""
-    flow = flow_map(arrays, role, told=lambda t, h: (1 - t, h))
+def opposite(flow):
+    """The flow map whose network answers with the other sign."""
     net = flow.denoiser.net
     answer = net.forward
     net.forward = lambda *given, **more: -answer(*given, **more)
     return flow
+
+
+def turned(arrays, role):
+    """A toy whose time is 0 at noise, in our time and direction."""
+    return opposite(flow_map(arrays, role, told=lambda t, h: (1 - t, h)))
 
 
 def edm(arrays, role, boundary=0.0):
@@ -102,6 +132,22 @@ def holds_gradients(loss, net, arrays, group, rtol=1e-5):
     gradients = torch.autograd.grad(loss, [getattr(net, name) for name in names], retain_graph=True)
     for name, gradient in zip(names, gradients, strict=True):
         holds(gradient, arrays[f"{group}/grad_{name}"], rtol)
+
+
+def self_distilled(arrays, known="net"):
+    """(flow, known, x, t, s, velocity) as in flowmap/* of flowmaps.npz, whose time is 0 at noise; turned to ours."""
+    t, s = 1 - arrays["flowmap/s"], 1 - arrays["flowmap/t"]
+    data, noise = arrays["x"], arrays["noise"]
+    return turned(arrays, "net"), turned(arrays, known), FLOW.mix(data, noise, t), t, s, noise - data
+
+
+def holds_self_distilled(errors, net, t, s, arrays, kind):
+    """Squared errors (n,) against flowmap/KIND, whose terms have a learned weight: losses and gradients."""
+    log_weight = torch.stack([torch.ones_like(t), 1 - t, 1 - s], 1) @ arrays["flowmap/weight"]
+    losses = (-log_weight).exp() * errors + log_weight
+    holds(losses.detach(), arrays[f"flowmap/{kind}/per_sample"])
+    holds(losses.mean().detach(), arrays[f"flowmap/{kind}/loss"])
+    holds_gradients(losses.mean(), net, arrays, f"flowmap/{kind}")
 
 
 class ExactVelocity(torch.nn.Module):

@@ -5,6 +5,8 @@ first part, a share alpha of the way, goes straight by a velocity that is known,
 alpha-Flow (Zhang et al. 2025, arXiv:2510.20771) goes first by the velocity of the data, and moves alpha from 1, where
 it is flow matching over any distance, towards 0, where it is MeanFlow. A shortcut model (Frans et al. 2024,
 arXiv:2410.12557) goes first by its own average velocity and by half of the way, in jumps of 1, 1/2, 1/4 ... of it.
+Progressive self-distillation (Boffi et al. 2025, arXiv:2505.18825) does so between any levels, and parts the way
+anywhere.
 """
 
 import copy
@@ -14,15 +16,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from onestep_bench.denoiser import Denoiser, Flow
-from onestep_bench.errors import OnestepError
-from onestep_bench.flow_map import FlowMap, total_derivative
+from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.flow_map import FlowMap, flow_student, total_derivative
 from onestep_bench.losses import adaptive
 from onestep_bench.methods import Method, Nets, move_towards, register
 from onestep_bench.paths import FLOW, spread
 
 # Velocities and the images between two jumps are cut there, as in the released shortcut models.
 CUT = 4.0
+
+SCHEDULES = ("sigmoid", "linear")
 
 
 def composed(
@@ -31,22 +34,33 @@ def composed(
     t: Tensor,
     r: Tensor,
     velocity: Tensor,
-    alpha: float,
+    alpha: float | Tensor,
     labels: Tensor | None = None,
     *,
     cut: float = math.inf,
 ) -> Tensor:
     """alpha w + (1 - alpha) u(x_s, s, r), x_s = x - (t - s) w: the average velocity by way of s = t - alpha (t - r).
 
-    x at t, and the velocity w of the first part, (n, c, h, w); t >= r (n,); 0 < alpha <= 1. cut: bound of x_s. No
-    gradient. alpha-Flow's Algorithm 1 (its Definition 1 has a plus where time falls).
+    x at t, and the velocity w of the first part, (n, c, h, w); t >= r (n,); 0 < alpha <= 1, one number or (n,). cut:
+    bound of x_s. No gradient. alpha-Flow's Algorithm 1 (its Definition 1 has a plus where time falls).
     """
     way = alpha * (t - r)
     with torch.no_grad():
-        if alpha == 1:
+        if not isinstance(alpha, Tensor) and alpha == 1:
             return velocity
         between = (x - spread(way, x) * velocity).clamp(-cut, cut)
-        return alpha * velocity + (1 - alpha) * flow.average(between, t - way, r, labels)
+        share = spread(alpha, x) if isinstance(alpha, Tensor) else alpha
+        return share * velocity + (1 - share) * flow.average(between, t - way, r, labels)
+
+
+def parted(flow: FlowMap, x: Tensor, t: Tensor, r: Tensor, alpha: Tensor, labels: Tensor | None = None) -> Tensor:
+    """The average velocity from t to r as two jumps of the map itself make it, the first a share alpha (n,) of the way.
+
+    Arguments as in `composed`. No gradient.
+    """
+    with torch.no_grad():
+        first = flow.average(x, t, t - alpha * (t - r), labels)
+        return composed(flow, x, t, r, first, alpha, labels)
 
 
 def shortcut_target(flow: FlowMap, x: Tensor, t: Tensor, gap: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -61,14 +75,16 @@ def alpha_loss(u: Tensor, wanted: Tensor, scale: Tensor | float, eps: float) -> 
     return scale * adaptive((u - wanted).square().mean((1, 2, 3)), 1.0, eps)
 
 
-def alpha_at(progress: float, start: float, end: float, least: float, gamma: float = 25.0) -> float:
-    """alpha, from 1 to 0 by a sigmoid of slope gamma between `start` and `end` of the budget; 1 within `least` of it.
+def alpha_at(
+    progress: float, start: float, end: float, least: float, gamma: float = 25.0, schedule: str = "sigmoid"
+) -> float:
+    """alpha, from 1 to 0 between `start` and `end` of the budget; 1 within `least` of it, and 0 below `least`.
 
-    0 where it is below `least`. alpha-Flow's curriculum.
+    schedule: by a 'sigmoid' of slope gamma, or 'linear'. alpha-Flow's curriculum.
     """
+    place = (progress - start) / (end - start)
     # Of a large negative number, where the exponential of its opposite would be infinite.
-    place = gamma * ((progress - start) / (end - start) - 0.5)
-    alpha = 0.5 * (1 - math.tanh(place / 2))
+    alpha = 1 - place if schedule == "linear" else 0.5 * (1 - math.tanh(gamma * (place - 0.5) / 2))
     return 1.0 if alpha > 1 - least else 0.0 if alpha < least else alpha
 
 
@@ -76,8 +92,8 @@ def alpha_at(progress: float, start: float, end: float, least: float, gamma: flo
 class AlphaFlowConfig:
     """Levels are the larger and the smaller of two sigmoids of N(mean, std^2); same: share of rows with r = t.
 
-    start, end, least: see `alpha_at`. derivative: whether MeanFlow's target, with its derivative, takes over below
-    `least`; else alpha stays there. eps: of the weight. cut: bound of composed velocities, infinite for none.
+    start, end, least, schedule: see `alpha_at`. derivative: whether MeanFlow's target, with its derivative, takes over
+    below `least`; else alpha stays there. eps: of the weight. cut: bound of composed velocities, infinite for none.
     """
 
     mean: float = -0.4
@@ -89,8 +105,11 @@ class AlphaFlowConfig:
     derivative: bool = False
     eps: float = 1e-3
     cut: float = math.inf
+    schedule: str = "sigmoid"
 
     def __post_init__(self):
+        if self.schedule not in SCHEDULES:
+            raise OnestepError(f"unknown schedule {self.schedule!r} of alpha{near_miss(self.schedule, SCHEDULES)}")
         if not (0 <= self.same <= 1 and self.start < self.end and 0 < self.least < 0.5 and self.eps > 0):
             raise OnestepError("same lies in [0, 1], start before end, least in (0, 0.5), and eps is positive")
 
@@ -105,7 +124,8 @@ def alpha_flow(nets: Nets, cfg: AlphaFlowConfig):
         t = torch.maximum(one, other)
         r = torch.where(draw.uniform("same") < cfg.same, t, torch.minimum(one, other))
         x, velocity = FLOW.mix(batch.images, noise, t), noise - batch.images
-        alpha = alpha_at(draw.progress, cfg.start, cfg.end, cfg.least) or (0.0 if cfg.derivative else cfg.least)
+        alpha = alpha_at(draw.progress, cfg.start, cfg.end, cfg.least, schedule=cfg.schedule)
+        alpha = alpha or (0.0 if cfg.derivative else cfg.least)
         u = flow.average(x, t, r, labels)
         yield alpha_flow_loss(flow, u, x, t, r, velocity, alpha, cfg.eps, cfg.cut, labels).mean(), "student"
 
@@ -174,25 +194,62 @@ def shortcut(nets: Nets, cfg: ShortcutConfig):
     return objective
 
 
+@dataclass(frozen=True)
+class ProgressiveConfig:
+    """Levels are the larger and the smaller of two uniform draws; same: share of rows with s = t, flow matching."""
+
+    same: float = 0.75
+
+    def __post_init__(self):
+        if not 0 <= self.same <= 1:
+            raise OnestepError(f"same is a share between 0 and 1, not {self.same:g}")
+
+
+def progressive_self_distillation(nets: Nets, cfg: ProgressiveConfig):
+    """Objective of progressive self-distillation: a jump is two jumps, parted anywhere (Boffi et al. 2025).
+
+    Without the weight that its authors learn for each pair of levels.
+    """
+    flow = FlowMap(nets.student)
+
+    def objective(batch, draw):
+        noise, labels = draw.normal("noise", batch.images.shape[1:]), batch.labels
+        one, other = draw.uniform("t"), draw.uniform("s")
+        t = torch.maximum(one, other)
+        s = torch.where(draw.uniform("same") < cfg.same, t, torch.minimum(one, other))
+        x = FLOW.mix(batch.images, noise, t)
+        wanted = parted(flow, x, t, s, draw.uniform("middle"), labels)
+        wanted = torch.where(spread(s, x) == spread(t, x), noise - batch.images, wanted)
+        yield (flow.average(x, t, s, labels) - wanted).square().mean(), "student"
+
+    return objective
+
+
 def _target(nets: Nets, cfg: ShortcutConfig) -> dict[str, nn.Module]:
     # Among the trained networks, though no loss steps it, so that checkpoints hold it.
     return {"target": copy.deepcopy(nets.student).eval().requires_grad_(False)}
 
 
-def _as_flow_map(cfg, net, native, teacher) -> Denoiser:
-    return Denoiser(net, native or Flow(plain=True)).on(FLOW)
-
-
-register(Method("alpha-flow", 1, AlphaFlowConfig, alpha_flow, _as_flow_map, two_times=True))
+register(Method("alpha-flow", 1, AlphaFlowConfig, alpha_flow, flow_student, two_times=True))
 register(
     Method(
         "shortcut",
         1,
         ShortcutConfig,
         shortcut,
-        _as_flow_map,
+        flow_student,
         auxiliary=_target,
         group=lambda config: config.every,
+        two_times=True,
+    )
+)
+register(
+    Method(
+        "progressive-self-distillation",
+        1,
+        ProgressiveConfig,
+        progressive_self_distillation,
+        flow_student,
         two_times=True,
     )
 )

@@ -28,6 +28,11 @@ def sigma_of(t: Tensor) -> Tensor:
     return DATA * t / (1 - t)
 
 
+def log_snr(t: Tensor) -> Tensor:
+    """ln of the squared signal-to-noise ratio that IMM's weight is of, (1 - t) / t without the data's deviation."""
+    return 2 * ((1 - t) / t).log()
+
+
 def nearer_level(t: Tensor, s: Tensor, low: float, high: float, k: float) -> Tensor:
     """r(s, t) = max(s, eta^-1(eta(t) - (eta(high) - eta(low)) / 2^k)), eta = t / (1 - t): in the precision of t."""
     ratio = t / (1 - t) - (high / (1 - high) - low / (1 - low)) * 2.0**-k
@@ -63,8 +68,7 @@ def group_mmd(p: Tensor, q: Tensor, share: Tensor) -> Tensor:
 def weight(t: Tensor, a: float, b: float) -> Tensor:
     """1/2 sigmoid(b - l) (-dl/dt) alpha^a / (alpha^2 + t^2), alpha = 1 - t, l = 2 ln(alpha/t): of the level t (n,)."""
     alpha = 1 - t
-    log_snr = 2 * (alpha / t).log()
-    return 0.5 * torch.sigmoid(b - log_snr) * 2 / (t * alpha) * alpha**a / (alpha**2 + t**2)
+    return 0.5 * torch.sigmoid(b - log_snr(t)) * 2 / (t * alpha) * alpha**a / (alpha**2 + t**2)
 
 
 @dataclass(frozen=True)

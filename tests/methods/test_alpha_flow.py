@@ -7,22 +7,32 @@ import math
 
 import pytest
 import torch
-from two_times import Arrays, exact_map, exact_velocity, flow_map, gaussian, holds, holds_gradients, turned
+from two_times import (
+    exact_map,
+    exact_velocity,
+    flow_map,
+    gaussian,
+    holds,
+    holds_gradients,
+    holds_self_distilled,
+    reference,
+    self_distilled,
+    turned,
+)
 
 from onestep_bench.methods.alpha_flow import (
     AlphaFlowConfig,
+    ProgressiveConfig,
     ShortcutConfig,
     alpha_at,
     alpha_flow_loss,
     composed,
+    parted,
     shortcut_target,
 )
 from onestep_bench.paths import FLOW
 
-
-@pytest.fixture(scope="module")
-def arrays():
-    return Arrays("flowmaps")
+arrays = reference("flowmaps")
 
 
 def test_alpha_flow_is_that_of_the_released_code(arrays):
@@ -45,10 +55,13 @@ def test_alpha_flow_is_that_of_the_released_code(arrays):
 
 
 def test_the_curriculum_is_that_of_the_released_code(arrays):
-    for group in ("alphaflow/schedule/sigmoid", "alphaflow/schedule/sigmoid_discrete"):
+    groups = arrays.groups("alphaflow/schedule/", "alpha")
+    assert groups
+    for group in groups:
         settings = arrays[f"{group}/settings"]
         span = settings["change_init_steps"], settings["change_end_steps"]
-        found = [alpha_at(k.item(), *span, settings["clamp_value"], settings["gamma"]) for k in arrays[f"{group}/step"]]
+        shape = settings["clamp_value"], settings["gamma"], settings["scheduler"]
+        found = [alpha_at(k.item(), *span, *shape) for k in arrays[f"{group}/step"]]
         if "discrete_training" in settings:  # as the objective does where there is no derivative to hand over to
             found = [alpha or settings["clamp_value"] for alpha in found]
         assert found == pytest.approx(arrays[f"{group}/alpha"].tolist(), rel=1e-5)
@@ -73,17 +86,15 @@ def test_shortcut_targets_and_losses_are_those_of_the_released_code(arrays):
         holds_gradients(losses.mean(), flow.denoiser.net, arrays, group, 2e-5)
 
 
-def test_a_jump_of_two_halves_is_the_progressive_self_distillation_of_flow_maps(arrays):
-    """By their authors' losses.py of 10/5/25; their time is 0 at noise, and each term has a learned weight."""
-    group, flow = "flowmap/progressive_midpoint", turned(arrays, "net")
-    t, r = 1 - arrays["flowmap/s"], 1 - arrays["flowmap/t"]
-    x = FLOW.mix(arrays["x"], arrays["noise"], t)
-    wanted = composed(flow, x, t, r, flow.average(x, t, (t + r) / 2).detach(), 0.5)
-    errors = (flow.average(x, t, r) - wanted).square().sum((1, 2, 3))
-    log_weight = torch.stack([torch.ones_like(t), 1 - t, 1 - r], 1) @ arrays["flowmap/weight"]
-    losses = (-log_weight).exp() * errors + log_weight
-    holds(losses.detach(), arrays[f"{group}/per_sample"])
-    holds_gradients(losses.mean(), flow.denoiser.net, arrays, group)
+@pytest.mark.parametrize("kind", ["midpoint", "uniform"])
+def test_a_jump_of_two_jumps_is_the_progressive_self_distillation_of_flow_maps(arrays, kind):
+    """By their authors' losses.py of 10/5/25; h is the share of the second jump."""
+    flow, _, x, t, s, _ = self_distilled(arrays)
+    share = 1 - arrays["flowmap/h"] if kind == "uniform" else torch.full_like(t, 0.5)
+    if kind == "uniform":
+        holds(t - share * (t - s), 1 - arrays["flowmap/u"])
+    errors = (flow.average(x, t, s) - parted(flow, x, t, s, share)).square().sum((1, 2, 3))
+    holds_self_distilled(errors, flow.denoiser.net, t, s, arrays, f"progressive_{kind}")
 
 
 @pytest.mark.parametrize("alpha", [1.0, 0.5, 0.1, 0.0])
@@ -107,6 +118,14 @@ def test_two_halves_of_the_exact_map_make_the_whole():
     assert (shortcut_target(flow, x, t, t - s) - flow.average(x, t, s)).abs().max() > 1e-3
 
 
+def test_two_parts_of_the_exact_map_make_the_whole_wherever_it_is_parted():
+    data, noise, t, s = gaussian()
+    flow, x, share = exact_map(), FLOW.mix(data, noise, t), torch.linspace(0, 1, len(t), dtype=torch.float64)
+    torch.testing.assert_close(parted(flow, x, t, s, share), flow.average(x, t, s).detach())
+    flow.denoiser.net.wrong.data += 0.1
+    assert (parted(flow, x, t, s, share) - flow.average(x, t, s))[len(t) // 2].abs().max() > 1e-3
+
+
 def test_alpha_flow_leaves_the_exact_map_as_alpha_leaves_zero():
     """On the exact velocity of the first instant: the error of the composed target falls with alpha."""
     data, noise, t, s = gaussian()
@@ -128,6 +147,13 @@ def test_the_curriculum_goes_from_flow_matching_to_mean_flow():
 def test_bad_options_of_alpha_flow(options, refuses):
     with refuses(next(iter(options))):
         AlphaFlowConfig(**options)
+
+
+def test_a_schedule_is_named(refuses):
+    with refuses("'linaer'", "did you mean 'linear'?"):
+        AlphaFlowConfig(schedule="linaer")
+    with refuses("same"):
+        ProgressiveConfig(same=1.5)
 
 
 @pytest.mark.parametrize("options", [{"halvings": 0}, {"every": 0}, {"target_decay": 1.0}])

@@ -14,11 +14,15 @@ pytestmark = pytest.mark.usefixtures("store_folder")
 
 COMMON = {"kimg": 0.064, "batch_size": 16, "lr": 1e-3}
 METHODS = {
-    "meanflow": {},
+    "meanflow": {"drop": 0.25, "omega": 2.0, "kappa": 0.5, "guide_to": 0.9},
     "meanflow-distillation": {"loss": "lagrangian"},
     "alpha-flow": {},
     "shortcut": {},
+    "progressive-self-distillation": {},
     "imm": {},
+    "soflow": {"same": 0.25},
+    "facm": {},
+    "facm-distillation": {},
     "sct": {},
     "scd": {},
     "consistency-training": {"first": 2, "last": 8},
@@ -76,6 +80,11 @@ def test_a_student_is_its_teacher_before_it_is_trained(teacher, digits):
     x, t, labels = torch.randn(2, 1, 8, 8), torch.tensor([0.9, 0.6]), torch.tensor([1, 2])
     found = FlowMap(student.eval()).average(x, t, t / 2, labels)
     torch.testing.assert_close(found, teacher.denoiser.on(student.path)(x, t, labels, want="velocity"))
+
+
+def test_only_students_with_classes_leave_them_out(digits):
+    with pytest.raises(OnestepError, match="this student is told none; train it with conditional=True"):
+        study.train("meanflow", digits, size="0.01M", drop=0.1, **COMMON)
 
 
 def test_groups_must_fit_the_batch(digits):

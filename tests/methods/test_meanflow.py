@@ -6,23 +6,34 @@ bf60cd7cb653 and NVlabs/FastGen 34f30e8ff1a5; flowmap/* of flowmaps.npz with the
 
 import pytest
 import torch
-from two_times import Arrays, exact_map, exact_velocity, flow_map, gaussian, holds, holds_gradients, turned
+from two_times import (
+    column,
+    exact_map,
+    exact_velocity,
+    flow_map,
+    gaussian,
+    holds,
+    holds_gradients,
+    holds_self_distilled,
+    reference,
+    self_distilled,
+)
 
 from onestep_bench.flow_map import total_derivative
 from onestep_bench.losses import adaptive
 from onestep_bench.methods.meanflow import (
     MeanFlowConfig,
+    eulerian_errors,
+    guided,
     lagrangian_errors,
     squared_errors,
+    step_errors,
     target,
     two_levels,
 )
 from onestep_bench.paths import FLOW
 
-
-@pytest.fixture(scope="module")
-def arrays():
-    return Arrays("meanflow")
+arrays, flowmaps = reference("meanflow"), reference("flowmaps")
 
 
 def given(arrays):
@@ -75,25 +86,93 @@ def test_improved_mean_flow_is_that_of_the_released_code(arrays):
     loss = adaptive(errors, p, c).mean()
     holds(loss.detach(), arrays["imf/boundary/loss_u"])
     holds_gradients(loss, flow.denoiser.net, arrays, "imf/boundary")
+    second = squared_errors(along, v)
+    holds(second, arrays["imf/boundary/squared_error_v"])
+    holds((loss + adaptive(second, p, c).mean()).detach(), arrays["imf/boundary/loss"])
+
+
+class Head(torch.nn.Module):
+    """imf's head beside u: v(x, t, h) = tanh(vw x + vb + vp t + vq h) - 0.2 x cos t."""
+
+    def __init__(self, arrays):
+        super().__init__()
+        for name in ("vw", "vb", "vp", "vq"):
+            setattr(self, name, torch.nn.Parameter(arrays[f"net/{name}"].clone()))
+
+    def forward(self, x, t, h, inside=0.0):
+        b, by_t, by_h = (row.reshape(-1, 1, 1) for row in (self.vb, self.vp, self.vq))
+        shifted = torch.einsum("ij,njhw->nihw", self.vw, x) + b + by_t * column(t) + by_h * column(h) + inside
+        return shifted.tanh() - 0.2 * x * torch.cos(column(t))
 
 
 def test_the_head_of_improved_mean_flow_is_another_direction(arrays):
     x, v, t, r = given(arrays)
-    flow, p, c = flow_map(arrays), arrays["imf/p"], arrays["imf/c"]
-
-    def head(h):
-        w, *rows = (arrays[f"net/v{name}"] for name in "wbpq")
-        b, by_t, by_h = (row.reshape(-1, 1, 1) for row in rows)
-        time = t.reshape(-1, 1, 1, 1)
-        return (torch.einsum("ij,njhw->nihw", w, x) + b + by_t * time + by_h * h).tanh() - 0.2 * x * torch.cos(time)
-
-    errors = squared_errors(flow.average(x, t, r), target(flow, x, t, r, v, head(0.0)))
+    flow, head, p, c = flow_map(arrays), Head(arrays), arrays["imf/p"], arrays["imf/c"]
+    along = head(x, t, 0 * t).detach()
+    errors = squared_errors(flow.average(x, t, r), target(flow, x, t, r, v, along))
     holds(errors.detach(), arrays["imf/head/squared_error_u"])
-    second = squared_errors(head((t - r).reshape(-1, 1, 1, 1)), v)
-    holds(second, arrays["imf/head/squared_error_v"])
-    loss = adaptive(errors, p, c).mean()
-    holds((loss + adaptive(second, p, c).mean()).detach(), arrays["imf/head/loss"])
-    holds_gradients(loss, flow.denoiser.net, arrays, "imf/head")
+    second = squared_errors(head(x, t, t - r), v)
+    holds(second.detach(), arrays["imf/head/squared_error_v"])
+    loss = (adaptive(errors, p, c) + adaptive(second, p, c)).mean()
+    holds(loss.detach(), arrays["imf/head/loss"])
+    for net in (flow.denoiser.net, head):
+        holds_gradients(loss, net, arrays, "imf/head")
+
+
+def dropped_labels(arrays, classes):
+    """(labels one-hot, the same of which the first rows have none, which rows those are) by the file's draws."""
+    labels = torch.nn.functional.one_hot(arrays["labels"], classes).double()
+    count = (arrays["guided/drop_uniform"] < arrays["guided/drop_probability"]).sum()
+    dropped = torch.arange(len(labels)) < count
+    return labels, labels * ~dropped[:, None], dropped
+
+
+def test_guidance_inside_the_target_is_that_of_the_released_code(arrays):
+    x, v, t, r = given(arrays)
+    groups = arrays.groups("guided/omega", "loss")
+    assert groups
+    for group in groups:
+        omega, kappa, within = group.removeprefix("guided/").split("_")
+        omega, kappa = float(omega.removeprefix("omega")), float(kappa.removeprefix("kappa"))
+        low, high = map(float, within.removeprefix("t").split("-"))
+        flow = flow_map(arrays)
+        flow.denoiser.net.give_classes(arrays)
+        labels, given_labels, dropped = dropped_labels(arrays, flow.denoiser.num_classes)
+        with torch.no_grad():
+            without, with_label = (flow.average(x, t, t, told) for told in (0 * labels, labels))
+        wanted = guided(v, without, with_label, omega, kappa, ~dropped & (low <= t) & (t <= high))
+        wanted = target(flow, x, t, r, wanted, wanted, given_labels)
+        loss = adaptive(squared_errors(flow.average(x, t, r, given_labels), wanted), 1.0, 0.01).mean()
+        holds(loss.detach(), arrays[f"{group}/loss"])
+        holds_gradients(loss, flow.denoiser.net, arrays, group)
+
+
+def test_guidance_of_improved_mean_flow_is_that_of_the_released_code(arrays):
+    """Its networks are told the guidance; ours are not, so that the test tells them. The mix is ours."""
+    x, v, t, r = given(arrays)
+    flow, head, p, c = flow_map(arrays), Head(arrays), arrays["imf/p"], arrays["imf/c"]
+    net = flow.denoiser.net
+    net.give_classes(arrays)
+    labels, given_labels, dropped = dropped_labels(arrays, net.label_dim)
+    omega, low, high = (arrays[f"imf/guided/{name}"] for name in ("omega", "t_min", "t_max"))
+    low, high = (torch.where(r == t, end, level) for end, level in ((0.0, low), (1.0, high)))
+
+    def told(scale, low, high):
+        return column(0.1 * scale.log() + 0.05 * low + 0.05 * (1 - high))
+
+    scale = torch.where((low <= t) & (t <= high), omega, 1.0)
+    all_levels = torch.zeros_like(t), torch.ones_like(t)
+    with torch.no_grad():
+        within = head(x, t, 0 * t, told(scale, *all_levels) + net.of_classes(labels))
+        without = head(x, t, 0 * t, told(torch.ones_like(t), *all_levels) + net.of_classes(0 * labels))
+    velocity = guided(v, without, within, 1.0, 1 - 1 / column(scale), ~dropped)
+    net.inside = told(omega, low, high)
+    errors = squared_errors(flow.average(x, t, r, given_labels), target(flow, x, t, r, velocity, within, given_labels))
+    second = squared_errors(head(x, t, t - r, net.inside + net.of_classes(given_labels)), velocity)
+    loss = (adaptive(errors, p, c) + adaptive(second, p, c)).mean()
+    holds(loss.detach(), arrays["imf/guided/loss"])
+    for each in (net, head):
+        holds_gradients(loss, each, arrays, "imf/guided")
 
 
 def test_distillation_is_that_of_fastgen(arrays):
@@ -102,39 +181,59 @@ def test_distillation_is_that_of_fastgen(arrays):
     v = teacher.average(x, t, t).detach()
     for group in arrays.groups("distill/", "loss"):
         settings, flow = arrays[f"{group}/settings"], flow_map(arrays)
-        if settings["form"] != "l2":
-            continue
         share = min(1.0, settings["step"] / settings["warmup_steps"]) if settings["warmup_steps"] else 1.0
-        errors = squared_errors(flow.average(x, t, r), target(flow, x, t, r, v, v, share=share))
-        losses = adaptive(errors, float(settings["norm"].removeprefix("poly_")), settings["c"])
+        u, wanted = flow.average(x, t, r), target(flow, x, t, r, v, v, share=share)
+        p, c = float(settings["norm"].removeprefix("poly_")), settings["c"]
+        if settings["form"] == "l2":
+            losses = adaptive(squared_errors(u, wanted), p, c)
+        else:
+            step = (wanted - u.detach()) / (x[0].numel() ** 0.5 if settings["per_dim"] else 1.0)
+            losses = step_errors(u, step, p, c)
         holds(losses.detach(), arrays[f"{group}/per_sample"])
+        holds(losses.mean().detach(), arrays[f"{group}/loss"])
         holds_gradients(losses.mean(), flow.denoiser.net, arrays, group)
         checked += 1
     assert checked
 
 
-@pytest.mark.parametrize("kind", ["lagrangian", "lagrangian_teacher", "diagonal"])
-def test_lagrangian_self_distillation_is_that_of_the_authors(kind):
-    """Their time is 0 at noise: theirs s, t are ours 1 - s, 1 - t, and a velocity has the other sign."""
-    arrays = Arrays("flowmaps")
-    flow, known = turned(arrays, "net"), turned(arrays, "ema" if kind == "lagrangian_teacher" else "net")
-    t, s = 1 - arrays["flowmap/s"], 1 - arrays["flowmap/t"]
-    t = s if kind == "diagonal" else t
-    data, noise = arrays["x"], arrays["noise"]
-    x = FLOW.mix(data, noise, t)
-    errors = lagrangian_errors(flow, known.denoiser, x, t, s, noise - data)
-    log_weight = torch.stack([torch.ones_like(t), 1 - t, 1 - s], 1) @ arrays["flowmap/weight"]
-    losses = (-log_weight).exp() * errors + log_weight
-    holds(losses.detach(), arrays[f"flowmap/{kind}/per_sample"])
-    holds_gradients(losses.mean(), flow.denoiser.net, arrays, f"flowmap/{kind}")
+@pytest.mark.parametrize("kind", ["lagrangian", "lagrangian_teacher", "lagrangian_full"])
+def test_lagrangian_self_distillation_is_that_of_the_authors(flowmaps, kind):
+    flow, known, x, t, s, v = self_distilled(flowmaps, "ema" if kind.endswith("teacher") else "net")
+    # Where nothing is stopped, what is known is the network itself.
+    known = flow if kind.endswith("full") else known
+    errors = lagrangian_errors(flow, known.denoiser, x, t, s, v, through=kind.endswith("full"))
+    holds_self_distilled(errors, flow.denoiser.net, t, s, flowmaps, kind)
 
 
-WAYS = ["meanflow", "improved", "lagrangian"]
+@pytest.mark.parametrize("kind", ["eulerian", "eulerian_convex"])
+def test_eulerian_self_distillation_is_that_of_the_authors(flowmaps, kind):
+    flow, _, x, t, s, _ = self_distilled(flowmaps)
+    along = flow.average(x, t, t).detach()
+    errors = eulerian_errors(flow, x, t, s, along, through=kind.endswith("convex"))
+    holds_self_distilled(errors, flow.denoiser.net, t, s, flowmaps, kind)
+
+
+@pytest.mark.parametrize("loss", ["lagrangian", "eulerian"])
+def test_on_the_diagonal_self_distillation_is_flow_matching(flowmaps, loss):
+    flow, known, _, _, s, v = self_distilled(flowmaps)
+    x = FLOW.mix(flowmaps["x"], flowmaps["noise"], s)
+    if loss == "lagrangian":
+        errors = lagrangian_errors(flow, known.denoiser, x, s, s, v)
+    else:
+        errors = eulerian_errors(flow, x, s, s, v)
+    holds_self_distilled(errors, flow.denoiser.net, s, s, flowmaps, "diagonal")
+
+
+WAYS = ["meanflow", "improved", "lagrangian", "lagrangian through", "eulerian", "eulerian through"]
 
 
 def errors_of(loss, flow, x, t, s, velocity):
+    loss, _, through = loss.partition(" ")
     if loss == "lagrangian":
-        return lagrangian_errors(flow, flow.denoiser, x, t, s, velocity)
+        return lagrangian_errors(flow, flow.denoiser, x, t, s, velocity, through=bool(through))
+    if loss == "eulerian":
+        along = torch.where(column(s == t), velocity, flow.average(x, t, t)).detach()
+        return eulerian_errors(flow, x, t, s, along, through=bool(through))
     with torch.no_grad():
         along = velocity if loss == "meanflow" else flow.average(x, t, t)
     return squared_errors(flow.average(x, t, s), target(flow, x, t, s, velocity, along))
@@ -168,9 +267,42 @@ def test_the_gradient_on_data_vanishes_at_the_exact_map_alone(loss):
     assert abs(slopes[0]) < 0.1 * slopes[1]
 
 
-@pytest.mark.parametrize("options", [{"same": 1.5}, {"warmup": -0.1}, {"c": 0.0}])
-def test_bad_options(options, refuses):
-    with refuses("shares between 0 and 1"):
+def test_a_normalised_step_points_where_the_error_does_and_is_no_longer_than_1():
+    data, noise, t, s = gaussian(8)
+    flow, x = exact_map(), FLOW.mix(data, noise, t)
+    flow.denoiser.net.wrong.data += 1e3
+    u = flow.average(x, t, s)
+    wanted = target(flow, x, t, s, noise - data, noise - data)
+    errors = step_errors(u, (wanted - u).detach(), 1.0, 1e-3)
+    assert (errors < 1).all()
+    slopes = [torch.autograd.grad(e.mean(), u, retain_graph=True)[0] for e in (errors, squared_errors(u, wanted))]
+    assert torch.cosine_similarity(*(slope.flatten(1) for slope in slopes)).min() > 1 - 1e-9
+
+
+def test_guidance_of_1_is_none_and_a_row_that_is_not_guided_keeps_its_velocity():
+    v, without, within, _ = (torch.randn(4, 1, 2, 2) for _ in range(4))
+    guides = torch.tensor([True, True, False, False])
+    assert torch.equal(guided(v, without, within, 1.0, 0.0, guides), v)
+    found = guided(v, without, 0.0, 3.0, 0.0, guides)
+    torch.testing.assert_close(found[:2], (without + 3 * (v - without))[:2])
+    assert torch.equal(found[2:], v[2:])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"same": 1.5}, "shares between 0 and 1"),
+        ({"warmup": -0.1}, "shares between 0 and 1"),
+        ({"c": 0.0}, "shares between 0 and 1"),
+        ({"explicit": True, "loss": "eulerian"}, "explicit is for losses meanflow and improved"),
+        ({"through": True}, "through for lagrangian and eulerian"),
+        ({"drop": 1.0}, "drop is a share below 1"),
+        ({"drop": 0.1, "guide_from": 0.8, "guide_to": 0.2}, "guide_from is not above guide_to"),
+        ({"omega": 2.0}, "a drop above 0"),
+    ],
+)
+def test_bad_options(options, message, refuses):
+    with refuses(message):
         MeanFlowConfig(**options)
 
 

@@ -34,7 +34,12 @@ BY_HAND = {
     # Of four steps the first two are at alpha = 1, where nothing is composed.
     "alpha-flow": {"student": 3 + 2 / 4},
     "shortcut": {"student": 3, "target": 2 / 4},
+    "progressive-self-distillation": {"student": 3 + 2},
     "imm": {"student": 3 + 1},
+    "soflow": {"student": 3 + 1},
+    # The derivative, the jump to the data and the anchor.
+    "facm": {"student": 2 + 3 + 3},
+    "facm-distillation": {"student": 2 + 3 + 3, "teacher": 1},
     "sct": {"student": 3 + 2},
     "scd": {"student": 3 + 2, "teacher": 1},
     "truncated-consistency": {"student": 3 + 1, "teacher": 1},
@@ -110,7 +115,12 @@ def test_a_projection_is_no_network():
     ("name", "options", "student"),
     [
         ("meanflow", {"loss": "improved"}, 3 + 2 + 1),
+        ("meanflow", {"explicit": True}, 3 + 2),
         ("meanflow", {"loss": "lagrangian"}, 6 + 1),
+        # The derivative in x has no gradient, that in t has.
+        ("meanflow", {"loss": "eulerian"}, 1 + 2 + 6),
+        ("meanflow", {"loss": "eulerian", "through": True}, 1 + 6),
+        ("soflow", {"same": 0.5}, 3 + 1 + 3),
         ("alpha-flow", {"derivative": True}, 3 + (0 + 0 + 1 + 2) / 4),
         ("score-distillation", {"adversarial": 0, "fake_steps": 1}, 3),
     ],
