@@ -31,6 +31,8 @@ CURVES = {
     "meanflow": (8, {}),
     "imm": (8, {"accumulate": 2, "members": 2}),
     "shortcut": (8, {"accumulate": 2, "every": 2}),
+    "score-distillation": (4, {"accumulate": 2, "fake_steps": 2, "divergence": "js", "group": 2}),
+    "drifting": (6, {"accumulate": 2, "group": 2, "features": "pixels+teacher"}),
 }
 SHORT = TrainConfig(kimg=0.08, batch_size=4, lr=1e-2, hflip=True)  # 20 steps
 
