@@ -31,6 +31,8 @@ TINY = {
     "imm": {"members": 2},
     "truncated-consistency": {"every": 2, "ratio": 0.9},  # nearer levels differ by hardly more than rounding
     "consistency-training": {"first": 2, "last": 8, "target_decay": 0.9},
+    "score-distillation": {"fake_steps": 2, "group": 2},
+    "drifting": {"group": 2},
 }
 # Methods, told classes or not: how many steps of eight images, and options.
 CURVES = {
@@ -48,6 +50,8 @@ CURVES = {
     "consistency-training:conditional": (4, {"accumulate": 2}),
     "easy-consistency-tuning:conditional": (4, {}),
     "2-rf++:conditional": (4, {}),
+    "score-distillation": (4, {"accumulate": 2, "divergence": "js"}),
+    "drifting": (6, {"accumulate": 2, "features": "pixels+teacher"}),
 }
 SHORT = TrainConfig(kimg=0.08, batch_size=4, lr=1e-2, hflip=True)  # 20 steps
 

@@ -17,6 +17,7 @@ from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.methods import Method, Nets, register
 from onestep_bench.networks import critics
+from onestep_bench.paths import ve_up_to
 from onestep_bench.samplers import one_step
 
 SPACES = ("pixels", "teacher")
@@ -90,12 +91,16 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class DriftingConfig:
-    """features: 'pixels', 'teacher' (maps of its encoder, a group of samples at each place) or both, joined by '+'.
+    """init_sigma: the level at which the generator's network is asked, a noise-to-signal ratio; None is the noise end of
+    the path of the model that it starts from. Most of that, a denoiser answers with nearly one image, whatever the noise:
+    and where samples are one, nothing tells them apart that they could drift apart by.
+    features: 'pixels', 'teacher' (maps of its encoder, a group of samples at each place) or both, joined by '+'.
 
     ratio: noise-to-signal ratio at which the encoder looks at images. radii: see `drift`. group: generated samples that
     see each other and as many real ones; told classes, they see those of their own alone.
     """
 
+    init_sigma: float | None = 2.5
     features: str = "pixels"
     ratio: float = 0.05
     radii: tuple[float, ...] = (0.02, 0.05, 0.2)
@@ -103,6 +108,8 @@ class DriftingConfig:
 
     def __post_init__(self):
         object.__setattr__(self, "radii", tuple(self.radii))  # JSON and YAML know lists only
+        if self.init_sigma is not None:
+            ve_up_to(self.init_sigma)  # which refuses what is no level
         for space in self.features.split("+"):
             if space not in SPACES:
                 raise OnestepError(f"unknown features {space!r}{near_miss(space, SPACES)}")
@@ -139,7 +146,8 @@ def drifting(nets: Nets, cfg: DriftingConfig):
 
 
 def _generator(cfg: DriftingConfig, net: nn.Module, native, teacher: Denoiser) -> Denoiser:
-    return Denoiser(net, native or teacher.native)
+    generator = Denoiser(net, native or teacher.native)
+    return generator if cfg.init_sigma is None else generator.on(ve_up_to(cfg.init_sigma))
 
 
 register(

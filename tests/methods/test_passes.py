@@ -112,22 +112,35 @@ def test_a_projection_is_no_network():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "student"),
+    ("name", "options", "counts"),
     [
-        ("meanflow", {"loss": "improved"}, 3 + 2 + 1),
-        ("meanflow", {"explicit": True}, 3 + 2),
-        ("meanflow", {"loss": "lagrangian"}, 6 + 1),
+        ("meanflow", {"loss": "improved"}, {"student": 3 + 2 + 1}),
+        ("meanflow", {"explicit": True}, {"student": 3 + 2}),
+        ("meanflow", {"loss": "lagrangian"}, {"student": 6 + 1}),
         # The derivative in x has no gradient, that in t has.
-        ("meanflow", {"loss": "eulerian"}, 1 + 2 + 6),
-        ("meanflow", {"loss": "eulerian", "through": True}, 1 + 6),
-        ("soflow", {"same": 0.5}, 3 + 1 + 3),
-        ("alpha-flow", {"derivative": True}, 3 + (0 + 0 + 1 + 2) / 4),
-        ("score-distillation", {"adversarial": 0, "fake_steps": 1}, 3),
+        ("meanflow", {"loss": "eulerian"}, {"student": 1 + 2 + 6}),
+        ("meanflow", {"loss": "eulerian", "through": True}, {"student": 1 + 6}),
+        ("soflow", {"same": 0.5}, {"student": 3 + 1 + 3}),
+        ("alpha-flow", {"derivative": True}, {"student": 3 + (0 + 0 + 1 + 2) / 4}),
+        # Diff-Instruct, and SiDA, whose critic looks at a real, at a generated and at the generator's image.
+        (
+            "score-distillation",
+            {"adversarial": 0, "fake_steps": 1},
+            {"student": 3, "teacher": 1, "fake": 1 + 3},
+        ),
+        (
+            "sid",
+            {"adversarial": 0.01, "adversarial_after": 0, "group": 4},
+            {"student": 1 + 3, "teacher": 3, "fake": 3 + 3, "critic": 3 + 3 + 3},
+        ),
+        ("drifting", {"features": "teacher"}, {"student": 3, "teacher": 0, "encoder": 3 + 1}),
     ],
 )
-def test_passes_of_other_losses(name, options, student):
+def test_passes_of_other_losses(name, options, counts):
     *_, row = trained(name, **options)
-    assert row.passes["student"] == student * IMAGES / 1000
+    assert {network: row.passes[network] for network in counts} == {
+        network: count * IMAGES / 1000 for network, count in counts.items()
+    }
 
 
 @pytest.mark.parametrize(
