@@ -91,16 +91,16 @@ class Encoder(nn.Module):
 
 @dataclass(frozen=True)
 class DriftingConfig:
-    """init_sigma: the level at which the generator's network is asked, a noise-to-signal ratio; None is the noise end of
-    the path of the model that it starts from. Most of that, a denoiser answers with nearly one image, whatever the noise:
-    and where samples are one, nothing tells them apart that they could drift apart by.
+    """init_sigma: the level at which the generator's network is asked, a noise-to-signal ratio; None is the noise end
+    of the path of the model that it starts from. There a denoiser answers nearly the same image to any noise, and
+    samples that are alike drift alike: none of them leaves the others.
     features: 'pixels', 'teacher' (maps of its encoder, a group of samples at each place) or both, joined by '+'.
 
     ratio: noise-to-signal ratio at which the encoder looks at images. radii: see `drift`. group: generated samples that
     see each other and as many real ones; told classes, they see those of their own alone.
     """
 
-    init_sigma: float | None = 2.5
+    init_sigma: float | None = 1.0
     features: str = "pixels"
     ratio: float = 0.05
     radii: tuple[float, ...] = (0.02, 0.05, 0.2)

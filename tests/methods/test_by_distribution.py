@@ -41,7 +41,8 @@ def test_generators_are_of_any_size_and_start_from_the_teacher_or_at_random(name
     for start in ({"init": teacher}, {"size": "0.01M"}):
         student = study.train(method, digits, teacher=teacher, conditional=True, **start, **options, **COMMON)
         assert student.size == start.get("size", teacher.size)
-        assert student.denoiser.path.t_max == options.get("init_sigma", 2.5 if method == "sid" else 80)
+        level = options.get("init_sigma", {"score-distillation": 80, "sid": 2.5, "drifting": 1}[method])
+        assert student.denoiser.path.t_max == level
         assert study.sample(student, range(3)).isfinite().all()
         loaded = checkpoints.load(student.artifact.folder, "cpu")
         assert loaded.path == student.denoiser.path
@@ -55,7 +56,7 @@ def test_a_small_generator_starts_from_a_slimflow_student(name, teacher, digits)
     method, options = METHODS[name]
     pairs = study.make_pairs(teacher, 32, steps=2)
     small = study.train("annealing-reflow", pairs, size="0.01M", teacher=teacher, **COMMON)
-    options |= {"init_sigma": None} if method == "sid" else {}
-    student = study.train(method, digits, teacher=teacher, init=small, **options, **(COMMON | {"lr": 1e-9}))
+    given = options | COMMON | {"init_sigma": None, "lr": 1e-9}
+    student = study.train(method, digits, teacher=teacher, init=small, **given)
     assert (student.size, student.denoiser.path) == (small.size, small.denoiser.path)
     torch.testing.assert_close(study.sample(student, range(3)), study.sample(small, range(3)), rtol=1e-3, atol=1e-3)

@@ -128,7 +128,7 @@ def test_micro_batches_of_whole_groups_are_the_whole_and_the_teacher_stands_stil
     assert sum(parts) / 2 == pytest.approx(whole.item(), rel=1e-4)
 
 
-def test_classes_are_told(refuses):
+def test_classes_are_told():
     _, objective = nets_of(3, features="pixels+teacher")
     losses = []
     for labels in (torch.arange(8) % 2, torch.arange(8) // 4):
@@ -152,6 +152,7 @@ def test_places_are_groups_of_samples():
         ({"radii": ()}, "radii"),
         ({"radii": (0.1, 0.0)}, "radii"),
         ({"group": 1}, "group"),
+        ({"init_sigma": 0.0}, "a level of noise is a positive number"),
     ],
 )
 def test_bad_options(options, told, refuses):
