@@ -70,6 +70,8 @@ class Method:
     follows_teacher: whether what the student is asked for is computed with the teacher along the way, so that it learns
     from what the teacher was trained on, whatever images it is given. Not so of a method that is given the teacher's
     images, or that asks a network which itself saw no more than these (as SlimFlow's guidance asks its own 2-flow).
+    looks_at_data: `config -> bool`, false where no loss reads the images that it is given, so that it learns from its
+    teacher alone.
     auxiliary: `(nets, config) -> networks` for nets.auxiliary, made from the run's seed.
     training: defaults of TrainConfig that the paper sets otherwise.
     adams: `(config, betas of the student) -> {network: Adam}`, for networks that do not train as the student does.
@@ -92,6 +94,7 @@ class Method:
     adams: Callable[[object, tuple[float, float]], dict[str, Adam]] = lambda config, betas: {}
     looks_through: Callable[[object], Iterable[str]] = lambda config: ()
     follows_teacher: bool = False
+    looks_at_data: Callable[[object], bool] = lambda config: True
     augments: bool = False
     group: Callable[[object], int] = lambda config: 1
     two_times: bool = False

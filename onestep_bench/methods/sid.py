@@ -166,6 +166,7 @@ register(
         adams=lambda cfg, betas: dict.fromkeys(("fake", "critic"), Adam(cfg.fake_lr, betas)),
         looks_through=lambda cfg: ["teacher"] if cfg.adversarial else [],
         follows_teacher=True,
+        looks_at_data=lambda cfg: cfg.adversarial > 0,
         group=lambda cfg: cfg.group if cfg.adversarial else 1,
     )
 )

@@ -115,7 +115,7 @@ class Model:
 
     @property
     def saw(self) -> str | None:
-        """What its training showed it: 'data', 'teacher images' or 'both'; None if it was not trained here."""
+        """What its training showed it: 'data', 'teacher images', 'both' or 'teacher'; None if not trained here."""
         return settings.saw(self.artifact)
 
     @property

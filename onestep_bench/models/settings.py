@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from types import SimpleNamespace
 
 from onestep_bench import methods, store
 
@@ -78,17 +79,21 @@ def path_name(spec: dict) -> str:
 
 
 def saw(artifact: store.Artifact) -> str | None:
-    """What the training of a model showed it: 'data', 'teacher images' or 'both'; None if it was not trained here.
+    """What the training of a model showed it: 'data', 'teacher images', 'both' or 'teacher'; None if not trained here.
 
+    'teacher' of one that was shown no image of either, and asked its teacher of its own.
     Pairs made of real images are data. A method that asks its teacher along the way has seen what that knows, too.
     """
     recipe = artifact.recipe
     if recipe["method"] == FOREIGN:
         return None
+    method = methods.get(recipe["method"]) if recipe["method"] in methods.names() else None  # of a missing plug-in
+    # As it was kept: of what is read of it, all is there, and no more is checked again.
+    if method and not method.looks_at_data(SimpleNamespace(**recipe.get("config", {}))):
+        return "teacher"
     if recipe["data"] == _PAIRS and "images" not in _sibling(artifact, _pairs_of(artifact)).recipe:
         return "teacher images"
-    known = recipe["method"] in methods.names()  # else a plug-in's, which is not installed here
-    return "both" if known and methods.get(recipe["method"]).follows_teacher else "data"
+    return "both" if method and method.follows_teacher else "data"
 
 
 def teacher_seed(artifact: store.Artifact) -> int | None:

@@ -19,7 +19,7 @@ FIELDS = {
     "label": "what a plot calls this model, e.g. 'SlimFlow'",
     "method": "registry name of the method that trained it",
     "size": "named network size",
-    "saw": "what its training showed it: 'data', 'teacher images' or 'both'; None of a model from elsewhere",
+    "saw": "what its training showed it: 'data', 'teacher images', 'both' or 'teacher'; None of a model from elsewhere",
     "recipe": "hash of how it was trained over the whole lineage, without seeds; the bundle's `recipes` spells it out",
     "purpose": "'result', or 'search' of a run that only chose a setting",
     "teacher_seed": "seed of the training of its teacher; its own if it has none",

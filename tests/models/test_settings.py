@@ -87,12 +87,18 @@ def test_a_model_tells_what_its_training_saw(digits):
     assert study.train("gdd", pairs, **given).saw == "teacher images"
     assert study.train("consistency-distillation", digits, **given).saw == "both"
     assert study.train("consistency-distillation", pairs, **given).saw == "teacher images"
+    assert study.train("sid", digits, **given).saw == "teacher"
+    assert study.train("sid", pairs, **given).saw == "teacher"
+    assert study.train("sid", digits, adversarial=0.01, group=8, **given).saw == "both"
     assert {name for name in methods.names() if methods.get(name).follows_teacher} == {
         "consistency-distillation",
+        "facm-distillation",
         "meanflow-distillation",
         "progressive",
         "scd",
+        "score-distillation",
         "sfddm",
+        "sid",
     }
 
 
