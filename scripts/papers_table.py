@@ -24,7 +24,6 @@ METHODS = {"reflow_options": "annealing-reflow", "distill_options": "flow-guided
 # What no parameter says.
 NOWHERE = {
     "images to train on": "nine in ten of the archive",
-    "scored": "at the end",
     "second of two levels": 1.0,
 }
 INTRODUCTION = """# The papers as published
