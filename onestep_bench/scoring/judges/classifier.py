@@ -112,8 +112,8 @@ def train(
 ) -> tuple[Classifier, float, LogRow]:
     """A classifier of uint8 images (n, c, h, w) with labels (n,), its accuracy on the tenth held out, its last log row.
 
-    Its rate warms up and falls along a cosine; images are shifted, in colour mirrored too. checkpoint: file from which a
-    killed training goes on, to the same bits.
+    Its rate warms up and falls along a cosine; images are shifted, in colour mirrored too. checkpoint: file from which
+    a killed training goes on, to the same bits.
     Raises OnestepError for fewer than two classes or too few images.
     """
     classes, fewest = int(labels.max()) + 1, 10 * recipe.HELD_OUT
