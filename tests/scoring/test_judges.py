@@ -381,11 +381,11 @@ def coloured(count=240, side=8):
 def test_photographs_have_a_recipe_of_their_own_and_go_on_to_the_same_bits(monkeypatch, store_folder, tmp_path):
     monkeypatch.setattr(recipe, "COLOUR", replace(recipe.COLOUR, widths=(8, 8, 8), most=40))
     monkeypatch.setattr(recipe, "BATCH", 24)
-    monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
     data, shifted = coloured(), classifier._shifted
     undisturbed = references.judge("classifier", data)
     assert float(undisturbed.protocol.split("%")[0].split()[-1]) > 90
     monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))
+    monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
 
     def killed(images, draw, parts):
         if draw.step == 17:
