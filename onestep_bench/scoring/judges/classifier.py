@@ -47,7 +47,7 @@ class Classifier(nn.Module):
             self.stages = nn.ModuleList(_BatchStage(a, b) for a, b in pairwise((2 * dim, *widths)))
         self.features = nn.Linear(widths[-1], DIM)
         self.head = nn.Linear(DIM, classes)
-        if not self.grey:  # a fifth faster on a CPU
+        if not self.grey:  # a quarter faster on a CPU
             self.to(memory_format=torch.channels_last)
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
