@@ -68,7 +68,8 @@ def train(
     if conditional is None:
         conditional = bool((teacher or data).class_counts) if teacher or isinstance(data, Pairs) else False
     _check_inputs(chosen, data, size, teacher, init, conditional)
-    config, training = _configs(chosen, options | {"kimg": kimg})
+    # A share of a budget, 307.2 / 12 say, is the same artifact as 25.6 is.
+    config, training = _configs(chosen, options | {"kimg": float(f"{kimg:.12g}")})
     _check_independence(chosen, config)
     _check_augment(chosen, training, init)
     size = size or init.size

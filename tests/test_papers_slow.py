@@ -57,11 +57,11 @@ CASES = {
     "papers/cifar10-gdd-cond": GDD,
     "papers/cifar10-pd": [],
     "papers/cifar10-sfddm": SMALL,
-    "papers/cifar10-slimflow": [*SMALL, "distance=l2"],
+    "papers/cifar10-slimflow": [*SMALL, "distance=l2", "snapshots=[25600.0]"],
     "papers/ffhq64-gdd": GDD,
-    "papers/ffhq64-slimflow": ["size=toy64", "distance=l2"],
+    "papers/ffhq64-slimflow": ["size=toy64", "distance=l2", "snapshots=[25600.0]"],
     "papers/imagenet64-gdd": GDD,
-    "papers/imagenet64-slimflow": ["size=toy64", "distance=l2"],
+    "papers/imagenet64-slimflow": ["size=toy64", "distance=l2", "snapshots=[25600.0]"],
 }
 
 

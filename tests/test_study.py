@@ -142,6 +142,7 @@ def test_equal_numbers_are_one_recipe(digits, monkeypatch):
     study.train("edm", digits, size="0.05M", kimg=1, batch_size=500, warmup_kimg=0)
     forbid(monkeypatch, "fit")
     study.train("edm", digits, size="0.05M", kimg=1.0, batch_size=500, warmup_kimg=0.0)
+    study.train("edm", digits, size="0.05M", kimg=0.7 + 0.2 + 0.1, batch_size=500, warmup_kimg=0)  # 0.99999...
 
 
 def test_a_student_starts_from_the_average_of_its_init(digits, teacher):

@@ -108,13 +108,15 @@ def _hours(grid: Grid, ahead: Sequence[Cell]) -> list[str]:
     """GPU-hours of the cells that are not done, by stage and in all, and how they are known."""
     if not grid.rate:
         return []
-    costs = {}
+    costs, rate = {}, cost.measured(grid.rate, grid.out.parent / "gpu")
     for name, stage in grid.stages.items():
         cells = [stage.declared | cell.parameters for cell in ahead if cell.stage == name]
         if cells and (stage.passes.each or stage.passes.once):
-            costs[name] = cost.hours(stage.passes, cells, grid.rate)
+            costs[name] = cost.hours(stage.passes, cells, rate)
     known = [hours for hours in costs.values() if hours is not None]
     told = ["", f"GPU-hours ahead, at {grid.rate.teramacs:g} * 10^12 multiply-accumulates a second: {grid.rate.of}"]
+    if rate.sizes:
+        told.append("as measured: " + ", ".join(f"{size} at {found:.3g}" for size, found in sorted(rate.sizes.items())))
     told += [f"  {'unknown' if hours is None else _short(hours):>7}  {name}" for name, hours in costs.items()]
     return [*told, f"  {_short(sum(known)):>7}  in all" + ", of those that are known" * (len(known) < len(costs))]
 

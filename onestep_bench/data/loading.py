@@ -3,6 +3,7 @@
 import hashlib
 import os
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -45,11 +46,11 @@ def load(name: str, path: Path | str | None = None, *, split: str = "train") -> 
     if path is not None and not Path(path).expanduser().is_dir():
         raise OnestepError(f"data folder {path} does not exist; create it or correct the path")
     if name in names():
-        return _loaded(name, partial(arrays_of, name, _root(path).absolute()), split)
+        return _Splits(name, partial(arrays_of, name, _root(path).absolute()))(split)
     source = find(name, path).absolute()
     if os.environ.get(SCRATCH):  # read once more, by a grid's cell alone
         note(data=str(source), **data_state(source), sha256=data_digest(source))
-    return _loaded(source.resolve().name.removesuffix(".zip"), partial(read_source, source), split)
+    return _Splits(source.resolve().name.removesuffix(".zip"), partial(read_source, source))(split)
 
 
 def find(name: str, path: Path | str | None = None) -> Path:
@@ -68,18 +69,31 @@ def _root(path: Path | str | None) -> Path:
     return Path(path or os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
 
 
-def _loaded(name: str, read: Callable[[str], Arrays], split: str) -> Dataset:
-    images, labels = read(split)
-    if labels is not None and len(labels) != len(images):
-        raise OnestepError(f"{name} has {len(images)} images but {len(labels)} labels; fetch its files afresh")
-    if not len(images):
-        raise OnestepError(
-            f"{name} has no {split} images: about one in {SHARE} is to test with; add some, or take split 'all'"
-        )
-    labels = None if labels is None else np.asarray(labels, np.int64)
-    digest = digest_of(images.shape, [np.ascontiguousarray(images)], labels)
-    tensors = torch.from_numpy(images), None if labels is None else torch.from_numpy(labels)
-    return Dataset(name, *tensors, digest, split, partial(_loaded, name, read))
+@dataclass(frozen=True)
+class _Splits:
+    """Function from a split to the data set: each is read, and hashed, once, as every score asks for both again."""
+
+    name: str
+    read: Callable[[str], Arrays]
+    found: dict[str, Dataset] = field(default_factory=dict, repr=False)
+
+    def __call__(self, split: str) -> Dataset:
+        if split not in self.found:
+            self.found[split] = self._made(split)
+        return self.found[split]
+
+    def _made(self, split: str) -> Dataset:
+        name, (images, labels) = self.name, self.read(split)
+        if labels is not None and len(labels) != len(images):
+            raise OnestepError(f"{name} has {len(images)} images but {len(labels)} labels; fetch its files afresh")
+        if not len(images):
+            raise OnestepError(
+                f"{name} has no {split} images: about one in {SHARE} is to test with; add some, or take split 'all'"
+            )
+        labels = None if labels is None else np.asarray(labels, np.int64)
+        digest = digest_of(images.shape, [np.ascontiguousarray(images)], labels)
+        tensors = torch.from_numpy(images), None if labels is None else torch.from_numpy(labels)
+        return Dataset(name, *tensors, digest, split, self)
 
 
 def digest_of(shape: tuple[int, ...], pixels: Iterable[np.ndarray], labels: np.ndarray | None) -> str:

@@ -4,9 +4,11 @@ A stage says how many passes one image of each of its budgets makes through each
 (`passes: {reflow_kimg: {size: 3}}`), the same count that `training.passes` takes while it trains.
 """
 
+import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.grid.document import mapping, refuse_unknown, text_of
@@ -46,10 +48,16 @@ _CRITIC, _OF_TEACHER = "critic", 0.3
 
 @dataclass(frozen=True)
 class Rate:
-    """What a device does: 10^12 multiply-accumulates a second. of: which one, and how that is known."""
+    """What a device does: 10^12 multiply-accumulates a second. of: which one, and how that is known.
+
+    device, mode: of the rows of `benchmarks/throughput.py` that tell it better, see `measured`. sizes: what they tell.
+    """
 
     teramacs: float
     of: str
+    device: str = ""
+    mode: str = ""
+    sizes: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -61,14 +69,32 @@ class Passes:
 
 
 def read_rate(value: object, where: str) -> Rate | None:
-    """The key `rate` of a grid: {teramacs, of}. Raises OnestepError."""
+    """The key `rate` of a grid: {teramacs, of}, and {device, mode} if it can be measured. Raises OnestepError."""
     if value is None:
         return None
     told = mapping(value, f"{where}rate")
-    refuse_unknown(told, ("teramacs", "of"), f"{where}rate: ")
+    refuse_unknown(told, ("teramacs", "of", "device", "mode"), f"{where}rate: ")
     if type(told.get("teramacs")) not in (int, float) or not told["teramacs"] > 0:
         raise OnestepError(f"{where}rate: teramacs must be a positive number, not {kind(told.get('teramacs'))}")
-    return Rate(told["teramacs"], text_of(told.get("of"), f"{where}rate: of"))
+    named = {key: text_of(told[key], f"{where}rate: {key}") for key in ("device", "mode") if key in told}
+    return Rate(told["teramacs"], text_of(told.get("of"), f"{where}rate: of"), **named)
+
+
+def measured(rate: Rate, folder: Path) -> Rate:
+    """The rate with what was measured on such a device, by size of the network that was trained there.
+
+    folder: of `scripts/gpu.py`, DEVICE/throughput.json. Raises OnestepError for a file that is none of its making.
+    """
+    sizes: dict[str, float] = {}
+    for file in sorted(folder.glob("*/throughput.json")) if rate.device else ():
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+            rows = found["rows"] if rate.device in found["device"] else []
+            rows = [row for row in rows if row["mode"] == rate.mode and "error" not in row and row["method"] == "edm"]
+            sizes |= {row["size"]: row["macs"] * row["images_per_second"] / 1e12 for row in rows}
+        except (ValueError, KeyError, TypeError) as error:
+            raise OnestepError(f"{file} is not what scripts/gpu.py writes; run it again, or take it away") from error
+    return replace(rate, sizes=sizes)
 
 
 def read_passes(stage: dict, declared: dict, where: str) -> Passes:
@@ -110,15 +136,16 @@ def _thousands(budget: str, value: float | list) -> float:
     return value if budget.endswith(("kimg", "budgets")) else value / 1000
 
 
-def teramacs(counts: dict[str, dict[str, float]], parameters: dict) -> float | None:
-    """Work of a cell in 10^12 multiply-accumulates; None where a network or the side of the images is not known."""
+def seconds(counts: dict[str, dict[str, float]], parameters: dict, rate: Rate) -> float | None:
+    """Work of a cell on its device; None where a network or the side of the images is not known."""
     side = _side(parameters.get("dataset"))
     total = 0.0
     for network, thousands in passes(counts, parameters).items():
-        of_one = [_gmacs(part, parameters, side) for part in network.split("+")]
-        if None in of_one:
-            return None
-        total += thousands * sum(of_one)
+        for part in network.split("+"):
+            gmacs = _gmacs(part, parameters, side)
+            if gmacs is None:
+                return None
+            total += thousands * gmacs / rate.sizes.get(parameters.get(part, part), rate.teramacs)
     return total
 
 
@@ -144,7 +171,7 @@ def _side(dataset: object) -> int | None:
 
 def hours(stage: Passes, cells: Sequence[dict], rate: Rate) -> float | None:
     """GPU-hours of a stage, of cells with these parameters (defaults included); None where that cannot be told."""
-    found = [teramacs(stage.each, parameters) for parameters in cells]
+    found = [seconds(stage.each, parameters, rate) for parameters in cells]
     if stage.once and cells:
-        found.append(teramacs(stage.once, cells[0]))
-    return None if None in found else sum(found) / rate.teramacs / 3600
+        found.append(seconds(stage.once, cells[0], rate))
+    return None if None in found else sum(found) / 3600

@@ -19,7 +19,7 @@ from onestep_bench.scoring import judges, judging
 from onestep_bench.scoring.judges import FeatureExtractor, classifier, clip, dinov2
 from onestep_bench.scoring.judges.weights import at_hand
 from onestep_bench.scoring.judging import Judged
-from onestep_bench.scoring.recipe import steps_for
+from onestep_bench.scoring.recipe import recipe_for, steps_for
 from onestep_bench.store.files import file_digest, replacing
 from onestep_bench.training import ranks, together
 from onestep_bench.training.ranks import device, device_name
@@ -132,7 +132,7 @@ def _classifier(data: Dataset | Statistics, fresh: bool) -> FeatureExtractor:
     data = data.on("train") if data.splits else data
     recipe = {
         "method": "judge",
-        "version": classifier.VERSION,
+        "version": recipe_for(data.channels).version,
         "data": data.digest,
         "steps": steps_for(len(data), data.channels),
     }

@@ -1,5 +1,6 @@
 """What a plan says of costs, figures and files."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,25 @@ def test_plan_tells_hours_figures_and_files_that_are_missing(grid, elsewhere, ca
     told = capsys.readouterr().out.split("not there yet:")[1]
     assert not any(name in told for name in ("faces", "models--timm--vgg16_bn"))
     assert "tf_efficientnet_lite0" in told
+
+
+def test_a_plan_goes_by_what_was_measured_on_such_a_device(grid, elsewhere, capsys, store_folder, refuses):
+    head = "rate: {teramacs: 2, of: one H200, device: H200, mode: + bf16}"
+    path = str(grid("over: {size: [7.0M, 3.4M]}, parameters: {kimg: 20.0}, passes: {kimg: {size: 3}}", head))
+    out = read_grid(path).out.parent / "gpu"
+    row = {"method": "edm", "size": "7.0M", "mode": "+ bf16", "macs": 5e9, "images_per_second": 1000.0}
+    rows = [row, row | {"mode": "eager fp32", "macs": 1e9}, row | {"size": "3.4M", "error": "out of memory"}]
+    for device in ("NVIDIA H200", "NVIDIA L4"):
+        (out / device).mkdir(parents=True)
+        doubled = [row | {"macs": 2 * row["macs"]} for row in rows] if "L4" in device else rows
+        (out / device / "throughput.json").write_text(json.dumps({"device": device, "rows": doubled}))
+    assert main(["plan", path]) == 0
+    told = capsys.readouterr().out
+    assert "as measured: 7.0M at 5\n" in told
+    assert f"{60e3 * (1.684e9 / 5e12 + 0.711e9 / 2e12) / 3600:.3g}  a" in told
+    (out / "NVIDIA L4" / "throughput.json").write_text("{}")
+    with refuses("NVIDIA L4/throughput.json is not what scripts/gpu.py writes"):
+        cost.measured(read_grid(path).rate, out)
 
 
 def test_run_refuses_at_once_what_nobody_can_download(grid, elsewhere, capsys, store_folder):

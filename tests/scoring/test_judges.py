@@ -3,6 +3,7 @@
 import json
 import os
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -245,7 +246,7 @@ def test_dinov2_without_its_code_says_where_to_put_it(tmp_path, monkeypatch, ref
 
 @pytest.fixture
 def quick(monkeypatch, store_folder):
-    monkeypatch.setattr(recipe, "GREY", recipe.Recipe((16, 32, 64), epochs=1, most=80, hflip=False))
+    monkeypatch.setattr(recipe, "GREY", recipe.Recipe(0, (16, 32, 64), epochs=1, most=80, hflip=False))
     monkeypatch.setattr(recipe, "FEWEST", 80)
     monkeypatch.setattr(recipe, "BATCH", 32)
 
@@ -353,11 +354,11 @@ def test_a_killed_classifier_goes_on_to_the_same_bits(quick, monkeypatch, tmp_pa
     monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
     for kill_at in (37, None):
 
-        def watched(images, draw, kill_at=kill_at):
+        def watched(images, draw, parts, kill_at=kill_at):
             if draw.step == kill_at:
                 raise Killed
             steps.append(draw.step)
-            return shifted(images, draw)
+            return shifted(images, draw, parts)
 
         monkeypatch.setattr(classifier, "_shifted", watched)
         if kill_at:
@@ -366,6 +367,55 @@ def test_a_killed_classifier_goes_on_to_the_same_bits(quick, monkeypatch, tmp_pa
     assert references.judge("classifier", digits).digest == undisturbed.digest
     assert steps == [*range(80)]
     assert not list((tmp_path / "other").rglob("checkpoint.pt"))
+
+
+def coloured(count=240, side=8):
+    """Noise, reddish in one class and bluish in the other."""
+    draw = np.random.default_rng(0)
+    images, labels = draw.integers(0, 160, (count, 3, side, side), np.uint8), np.arange(count) % 2
+    images[labels == 0, 0] += 40
+    images[labels == 1, 2] += 40
+    return Dataset("mine", torch.from_numpy(images), torch.from_numpy(labels), "0" * 16)
+
+
+def test_photographs_have_a_recipe_of_their_own_and_go_on_to_the_same_bits(monkeypatch, store_folder, tmp_path):
+    monkeypatch.setattr(recipe, "COLOUR", replace(recipe.COLOUR, widths=(8, 8, 8), most=40))
+    monkeypatch.setattr(recipe, "BATCH", 24)
+    data, shifted = coloured(), classifier._shifted
+    undisturbed = references.judge("classifier", data)
+    assert float(undisturbed.protocol.split("%")[0].split()[-1]) > 90
+    monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))
+    monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
+
+    def killed(images, draw, parts):
+        if draw.step == 17:
+            raise Killed
+        return shifted(images, draw, parts)
+
+    monkeypatch.setattr(classifier, "_shifted", killed)
+    with pytest.raises(Killed):
+        references.judge("classifier", data)
+    monkeypatch.setattr(classifier, "_shifted", shifted)
+    assert references.judge("classifier", data).digest == undisturbed.digest  # the norms' averages among it
+
+
+def test_a_classifier_of_photographs_sees_patches_without_correlation():
+    network, data = classifier.Classifier(3, 2), coloured()
+    images = data.images.float() / 127.5 - 1
+    images[:, 1] += images[:, 0]
+    network.look_at(((images / 2 + 1) * 127.5).round().to(torch.uint8))
+    inside = network._whitened(((images / 2 + 1) * 127.5).round() / 127.5 - 1)[..., :-1, :-1]  # edges are repeated
+    assert inside.shape[1] == 24
+    seen = (inside[:, :12] - inside[:, 12:]).transpose(0, 1).flatten(1)
+    assert torch.allclose(torch.cov(seen), torch.eye(12), atol=1e-3)
+    assert not any(name.startswith("patches") for name, _ in network.named_parameters())
+
+
+def test_a_weak_judge_of_photographs_says_so():
+    for side, accuracy, weak in ((32, 0.89, True), (64, 0.5, True), (32, 0.9, False), (8, 0.5, False)):
+        made = {"trained_on": "mine", "digest": "0" * 16, "shape": (3, side, side), "device": torch.device("cpu")}
+        judge = classifier.judge(classifier.Classifier(3, 2), accuracy=accuracy, **made)
+        assert ("a weak judge: below 90%" in judge.protocol) == weak
 
 
 def test_a_classifier_says_what_it_cost(quick, store_folder):
@@ -380,7 +430,7 @@ def test_images_are_shifted_one_by_one_and_never_out_of_sight():
     images = torch.zeros(64, 2, 16, 16)
     images[:, :, 8, 5] = 1
     drawn = [Draw(0, step, batch_size=64, rows=slice(0, 64), progress=0.0) for step in (3, 3, 4)]
-    first, again, other = (classifier._shifted(images, draw) for draw in drawn)
+    first, again, other = (classifier._shifted(images, draw, 8) for draw in drawn)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     places = first.sum(1).nonzero()[:, 1:] - torch.tensor([8, 5])
@@ -402,10 +452,11 @@ def test_too_little_to_learn_from_is_refused(refuses, images, labels, given):
 def test_the_budget_follows_the_images():
     assert recipe.steps_for(1797, 1) == recipe.FEWEST == 600
     assert recipe.steps_for(60_000, 1) * recipe.BATCH == pytest.approx(2 * 54_000, abs=recipe.BATCH)
-    assert recipe.steps_for(50_000, 3) * recipe.BATCH == pytest.approx(20 * 45_000, abs=recipe.BATCH)
+    assert recipe.steps_for(50_000, 3) * recipe.BATCH == pytest.approx(12 * 45_000, abs=recipe.BATCH)
     assert recipe.steps_for(10**7, 3) == 10_000
     assert not recipe.recipe_for(1).hflip  # a mirrored digit is no digit
     assert recipe.recipe_for(3).hflip
+    assert (recipe.GREY.version, recipe.COLOUR.version) == (2, 3)  # what trains other weights raises its own
 
 
 @pytest.mark.slow
