@@ -1,5 +1,6 @@
 """What losses of several methods share: distances between images, the velocity loss of a flow, dropout that recurs."""
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -105,11 +106,16 @@ def _lpips_network(device: torch.device) -> torch.nn.Module:
     return _networks[device]
 
 
-DISTANCES: dict[str, Distance] = {"l2": l2, "l1": l1, "lpips": lpips}
+def pseudo_huber_distance(a: Tensor, b: Tensor) -> Tensor:
+    """Mean of `pseudo_huber` at iCT's c, 0.00054 sqrt(dim) (Song and Dhariwal 2023)."""
+    return pseudo_huber(a - b, 0.00054 * math.sqrt(a[0].numel())).mean()
+
+
+DISTANCES: dict[str, Distance] = {"l2": l2, "l1": l1, "pseudo-huber": pseudo_huber_distance, "lpips": lpips}
 
 
 def distance(name: str | Distance) -> Distance:
-    """The distance of that name: l2, l1, lpips, lpips@224 (at a side of 224), or a sum such as 'lpips+l2'.
+    """The distance of that name: l2, l1, pseudo-huber, lpips, lpips@224 (at a side of 224), or a sum as 'lpips+l2'.
 
     A callable is returned as it is. Raises OnestepError for an unknown name.
     """

@@ -51,7 +51,7 @@ CURVES = {
     "easy-consistency-tuning:conditional": (4, {}),
     "2-rf++:conditional": (4, {}),
     "score-distillation": (4, {"accumulate": 2, "divergence": "js"}),
-    "drifting": (6, {"accumulate": 2, "features": "pixels+teacher"}),
+    "drifting": (6, {"accumulate": 2, "space": "pixels+teacher"}),
 }
 SHORT = TrainConfig(kimg=0.08, batch_size=4, lr=1e-2, hflip=True)  # 20 steps
 
@@ -195,7 +195,7 @@ def artifacts(folder):
 
 def judge(folder):
     """What a classifier of a few steps says of itself: the hash of its weights is in it."""
-    recipe.FEWEST, recipe.GREY = 8, recipe.Recipe((8, 8, 8), epochs=1, most=8, hflip=False)
+    recipe.FEWEST, recipe.GREY = 8, recipe.Recipe(0, (8, 8, 8), epochs=1, most=8, hflip=False)
     protocol = references.judge("classifier", data.load("digits")).protocol
     torch.save(protocol, folder / f"judge-{ranks.index()}.pt")
 

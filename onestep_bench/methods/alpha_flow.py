@@ -25,7 +25,7 @@ from onestep_bench.paths import FLOW, spread
 # Velocities and the images between two jumps are cut there, as in the released shortcut models.
 CUT = 4.0
 
-SCHEDULES = ("sigmoid", "linear")
+CURVES = ("sigmoid", "linear")
 
 
 def composed(
@@ -76,15 +76,15 @@ def alpha_loss(u: Tensor, wanted: Tensor, scale: Tensor | float, eps: float) -> 
 
 
 def alpha_at(
-    progress: float, start: float, end: float, least: float, gamma: float = 25.0, schedule: str = "sigmoid"
+    progress: float, start: float, end: float, least: float, gamma: float = 25.0, curve: str = "sigmoid"
 ) -> float:
     """alpha, from 1 to 0 between `start` and `end` of the budget; 1 within `least` of it, and 0 below `least`.
 
-    schedule: by a 'sigmoid' of slope gamma, or 'linear'. alpha-Flow's curriculum.
+    curve: by a 'sigmoid' of slope gamma, or 'linear'. alpha-Flow's curriculum.
     """
     place = (progress - start) / (end - start)
     # Of a large negative number, where the exponential of its opposite would be infinite.
-    alpha = 1 - place if schedule == "linear" else 0.5 * (1 - math.tanh(gamma * (place - 0.5) / 2))
+    alpha = 1 - place if curve == "linear" else 0.5 * (1 - math.tanh(gamma * (place - 0.5) / 2))
     return 1.0 if alpha > 1 - least else 0.0 if alpha < least else alpha
 
 
@@ -92,7 +92,7 @@ def alpha_at(
 class AlphaFlowConfig:
     """Levels are the larger and the smaller of two sigmoids of N(mean, std^2); same: share of rows with r = t.
 
-    start, end, least, schedule: see `alpha_at`. derivative: whether MeanFlow's target, with its derivative, takes over
+    start, end, least, curve: see `alpha_at`. derivative: whether MeanFlow's target, with its derivative, takes over
     below `least`; else alpha stays there. eps: of the weight. cut: bound of composed velocities, infinite for none.
     """
 
@@ -105,11 +105,11 @@ class AlphaFlowConfig:
     derivative: bool = False
     eps: float = 1e-3
     cut: float = math.inf
-    schedule: str = "sigmoid"
+    curve: str = "sigmoid"
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise OnestepError(f"unknown schedule {self.schedule!r} of alpha{near_miss(self.schedule, SCHEDULES)}")
+        if self.curve not in CURVES:
+            raise OnestepError(f"unknown curve {self.curve!r} of alpha{near_miss(self.curve, CURVES)}")
         if not (0 <= self.same <= 1 and self.start < self.end and 0 < self.least < 0.5 and self.eps > 0):
             raise OnestepError("same lies in [0, 1], start before end, least in (0, 0.5), and eps is positive")
 
@@ -124,7 +124,7 @@ def alpha_flow(nets: Nets, cfg: AlphaFlowConfig):
         t = torch.maximum(one, other)
         r = torch.where(draw.uniform("same") < cfg.same, t, torch.minimum(one, other))
         x, velocity = FLOW.mix(batch.images, noise, t), noise - batch.images
-        alpha = alpha_at(draw.progress, cfg.start, cfg.end, cfg.least, schedule=cfg.schedule)
+        alpha = alpha_at(draw.progress, cfg.start, cfg.end, cfg.least, curve=cfg.curve)
         alpha = alpha or (0.0 if cfg.derivative else cfg.least)
         u = flow.average(x, t, r, labels)
         yield alpha_flow_loss(flow, u, x, t, r, velocity, alpha, cfg.eps, cfg.cut, labels).mean(), "student"

@@ -33,7 +33,7 @@ def root(progress: float, first: int, last: int) -> int:
     return max(1, math.ceil(grown - 1 - 1e-9))
 
 
-SCHEDULES = {"doubling": doubling, "root": root}
+GROWTHS = {"doubling": doubling, "root": root}
 
 
 def decay_at(start: float, first: int, intervals: int) -> float:
@@ -65,24 +65,22 @@ def answers(
 
 
 def errors(out: Tensor, wanted: Tensor, distance: str | losses.Distance) -> Tensor:
-    """Distance of each row (n,): 'pseudo-huber' at iCT's c = 0.00054 sqrt(dim), or as `losses.distance` has it."""
-    if distance == "pseudo-huber":
-        return losses.pseudo_huber(out - wanted, 0.00054 * math.sqrt(out[0].numel()))
+    """Distance of each row (n,), as `losses.distance` names it: iCT's is 'pseudo-huber'."""
     return losses.by_row(losses.distance(distance), out, wanted)
 
 
 @dataclass(frozen=True)
 class ConsistencyTrainingConfig:
-    """iCT's at the defaults, published with RAdam; CT's are schedule root, first 2, last 150, p_std 0, distance
+    """iCT's at the defaults, published with RAdam; CT's are growth root, first 2, last 150, p_std 0, distance
     lpips@224, weighting uniform and target_decay 0.9.
 
-    schedule: how the intervals between levels grow from `first` to `last`, doubling or root. p_mean, p_std: of ln t,
+    growth: how the intervals between levels grow from `first` to `last`, doubling or root. p_mean, p_std: of ln t,
     in whole intervals; at p_std 0 all are drawn alike. distance: see `errors`; weighting: see `losses.weighting`.
     target_decay: of the EMA that is the target network, at the first number of levels; 0: the student is its own
     target.
     """
 
-    schedule: str = "doubling"
+    growth: str = "doubling"
     first: int = 10
     last: int = 1280
     p_mean: float = -1.1
@@ -92,24 +90,23 @@ class ConsistencyTrainingConfig:
     target_decay: float = 0.0
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise OnestepError(f"unknown schedule {self.schedule!r} of levels{near_miss(self.schedule, SCHEDULES)}")
+        if self.growth not in GROWTHS:
+            raise OnestepError(f"unknown growth {self.growth!r} of levels{near_miss(self.growth, GROWTHS)}")
         if not 1 <= self.first <= self.last:
             raise OnestepError(f"intervals grow from 1 or more, not from first={self.first} to last={self.last}")
         if not (self.p_std >= 0 and 0 <= self.target_decay < 1):
             raise OnestepError("p_std is not negative, and target_decay lies in [0, 1)")
         losses.weighting(self.weighting)
-        if self.distance != "pseudo-huber":
-            losses.distance(self.distance)
+        losses.distance(self.distance)
 
 
 def consistency_training(nets: Nets, cfg: ConsistencyTrainingConfig):
     """Objective of consistency training: two neighbouring levels of the line from an image to its noise."""
     student, target = nets.student, nets.auxiliary.get("target")
-    schedule, weight = SCHEDULES[cfg.schedule], losses.weighting(cfg.weighting)
+    grown, weight = GROWTHS[cfg.growth], losses.weighting(cfg.weighting)
 
     def objective(batch, draw):
-        intervals = schedule(draw.progress, cfg.first, cfg.last)
+        intervals = grown(draw.progress, cfg.first, cfg.last)
         if target and draw.first:  # once a step, however many micro-batches it has
             move_towards(target, student, decay_at(cfg.target_decay, cfg.first, intervals))
         with batch.images.device:  # made there: what is copied over would be waited for

@@ -94,14 +94,14 @@ class DriftingConfig:
     """init_sigma: the level at which the generator's network is asked, a noise-to-signal ratio; None is the noise end
     of the path of the model that it starts from. There a denoiser answers nearly the same image to any noise, and
     samples that are alike drift alike: none of them leaves the others.
-    features: 'pixels', 'teacher' (maps of its encoder, a group of samples at each place) or both, joined by '+'.
+    space: 'pixels', 'teacher' (maps of its encoder, a group of samples at each place) or both, joined by '+'.
 
     ratio: noise-to-signal ratio at which the encoder looks at images. radii: see `drift`. group: generated samples that
     see each other and as many real ones; told classes, they see those of their own alone.
     """
 
     init_sigma: float | None = 1.0
-    features: str = "pixels"
+    space: str = "pixels"
     ratio: float = 0.05
     radii: tuple[float, ...] = (0.02, 0.05, 0.2)
     group: int = 64
@@ -110,9 +110,9 @@ class DriftingConfig:
         object.__setattr__(self, "radii", tuple(self.radii))  # JSON and YAML know lists only
         if self.init_sigma is not None:
             ve_up_to(self.init_sigma)  # which refuses what is no level
-        for space in self.features.split("+"):
+        for space in self.space.split("+"):
             if space not in SPACES:
-                raise OnestepError(f"unknown features {space!r}{near_miss(space, SPACES)}")
+                raise OnestepError(f"unknown space {space!r}{near_miss(space, SPACES)}")
         if not (self.radii and min(self.radii) > 0 and self.ratio >= 0):
             raise OnestepError("radii are one or more positive numbers, and ratio is not negative")
         if self.group < 2:
@@ -125,7 +125,7 @@ def drifting(nets: Nets, cfg: DriftingConfig):
     generator.eval()  # no dropout
 
     def seen(images, labels):
-        flat = [images.flatten(1)[None]] if "pixels" in cfg.features else []
+        flat = [images.flatten(1)[None]] if "pixels" in cfg.space else []
         return flat + ([as_samples(each) for each in encoder(images, labels)] if encoder else [])
 
     def objective(batch, draw):
@@ -158,9 +158,9 @@ register(
         drifting,
         _generator,
         needs_teacher=True,
-        auxiliary=lambda nets, cfg: {"encoder": Encoder(nets.teacher, cfg.ratio)} if "teacher" in cfg.features else {},
+        auxiliary=lambda nets, cfg: {"encoder": Encoder(nets.teacher, cfg.ratio)} if "teacher" in cfg.space else {},
         training={"lr": 2e-4, "betas": (0.9, 0.95), "optimizer": "adamw", "weight_decay": 0.01, "batch_size": 256},
-        looks_through=lambda cfg: ["teacher"] if "teacher" in cfg.features else [],
+        looks_through=lambda cfg: ["teacher"] if "teacher" in cfg.space else [],
         group=lambda cfg: cfg.group,
     )
 )

@@ -1,5 +1,6 @@
 """Options of a training, as a notebook is given them: unknown names, wrong types and impossible values stop a plan."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -149,3 +150,14 @@ def test_a_plan_refuses_them_without_torch(tmp_path):
     grid_file(tmp_path, text.replace('"levels": 4', '"critic_lr": 2'))
     told = subprocess.run(ran, capture_output=True, text=True, check=True).stdout
     assert "of options of edm, not 'optimiser'; did you mean 'optimizer'?" in told
+
+
+@pytest.mark.parametrize("name", methods.names())
+def test_what_is_an_option_by_default_may_be_given(name):
+    """No option shares its name with a notebook's parameter of another meaning."""
+
+    config = methods.get(name).config
+    fields = [field for field in dataclasses.fields(config) if field.default is not dataclasses.MISSING]
+    given = {field.name: field.default for field in fields if field.default is not None}
+    given = {key: list(value) if isinstance(value, tuple) else value for key, value in given.items()}
+    checked("options", given, method=name)

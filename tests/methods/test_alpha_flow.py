@@ -149,9 +149,9 @@ def test_bad_options_of_alpha_flow(options, refuses):
         AlphaFlowConfig(**options)
 
 
-def test_a_schedule_is_named(refuses):
+def test_a_curve_is_named(refuses):
     with refuses("'linaer'", "did you mean 'linear'?"):
-        AlphaFlowConfig(schedule="linaer")
+        AlphaFlowConfig(curve="linaer")
     with refuses("same"):
         ProgressiveConfig(same=1.5)
 

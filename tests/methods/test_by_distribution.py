@@ -20,7 +20,7 @@ METHODS = {
     "f-distill": ("score-distillation", {"fake_steps": 1, "divergence": "js", "group": 8}),
     "sid": ("sid", {}),
     "sida": ("sid", {"alpha": 1.0, "adversarial": 0.01, "adversarial_after": 0, "group": 8}),
-    "drifting": ("drifting", {"group": 8, "features": "pixels+teacher"}),
+    "drifting": ("drifting", {"group": 8, "space": "pixels+teacher"}),
 }
 
 

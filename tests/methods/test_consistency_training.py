@@ -9,7 +9,7 @@ from two_times import Arrays, ExactConsistency, edm, gaussian, holds, holds_grad
 from onestep_bench import losses, methods, networks
 from onestep_bench.denoiser import Denoiser, Flow
 from onestep_bench.methods.consistency_training import (
-    SCHEDULES,
+    GROWTHS,
     ConsistencyTrainingConfig,
     answers,
     decay_at,
@@ -58,7 +58,7 @@ def test_levels_and_decay_grow_as_in_the_released_code(arrays):
     for group in groups:
         start, ends = group.rpartition("/ema")[2].split("_s")
         first, last = map(int, ends.split("-"))
-        found = [SCHEDULES["root"](progress, first, last) for progress in arrays["cm/schedule/steps"].tolist()]
+        found = [GROWTHS["root"](progress, first, last) for progress in arrays["cm/schedule/steps"].tolist()]
         assert [intervals + 1 for intervals in found] == arrays[f"{group}/levels"].tolist()
         holds([decay_at(float(start), first, intervals) for intervals in found], arrays[f"{group}/decay"])
 
@@ -81,7 +81,7 @@ def test_levels_double_as_the_paper_has_it(arrays):
     stages = math.log2(last / first) + 1
     # The paper rounds a stage down to whole steps.
     whole = stages * math.floor(arrays["ict/total"] / stages)
-    found = [SCHEDULES["doubling"](step / whole, first, last) + 1 for step in arrays["ict/steps"].tolist()]
+    found = [GROWTHS["doubling"](step / whole, first, last) + 1 for step in arrays["ict/steps"].tolist()]
     assert found == arrays["ict/levels"].tolist()
 
 
@@ -172,7 +172,7 @@ def objective_of(cfg, native=None):
 
 
 def test_a_target_follows_faster_while_levels_are_few():
-    cfg = ConsistencyTrainingConfig(schedule="root", first=2, last=150, p_std=0.0, distance="l2", target_decay=0.9)
+    cfg = ConsistencyTrainingConfig(growth="root", first=2, last=150, p_std=0.0, distance="l2", target_decay=0.9)
     objective, nets = objective_of(cfg)
     led, follows = (next(net.parameters()).data for net in (nets.student, nets.auxiliary["target"]))
     kept = []
@@ -182,7 +182,7 @@ def test_a_target_follows_faster_while_levels_are_few():
         draw = Draw(0, 0, batch_size=4, rows=slice(4), progress=progress)
         next(iter(objective(methods.Batch(torch.zeros(4, 1, 8, 8)), draw)))
         kept.append(1 - follows.flatten()[0].item())
-    assert kept == pytest.approx([0.81, decay_at(0.9, 2, SCHEDULES["root"](0.5, 2, 150))], abs=1e-6)
+    assert kept == pytest.approx([0.81, decay_at(0.9, 2, GROWTHS["root"](0.5, 2, 150))], abs=1e-6)
 
 
 def test_the_student_is_the_identity_at_the_lowest_level(refuses):
@@ -196,7 +196,7 @@ def test_the_student_is_the_identity_at_the_lowest_level(refuses):
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ({"schedule": "doublin"}, "did you mean 'doubling'?"),
+        ({"growth": "doublin"}, "did you mean 'doubling'?"),
         ({"first": 20, "last": 10}, "first=20"),
         ({"p_std": -1.0}, "p_std"),
         ({"target_decay": 1.0}, "target_decay"),

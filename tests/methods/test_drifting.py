@@ -115,9 +115,9 @@ def draw(rows=slice(0, 8)):
     return Draw(0, 0, batch_size=8, rows=rows, progress=0.0)
 
 
-@pytest.mark.parametrize("features", ["pixels", "teacher", "pixels+teacher"])
-def test_micro_batches_of_whole_groups_are_the_whole_and_the_teacher_stands_still(features):
-    nets, objective = nets_of(features=features)
+@pytest.mark.parametrize("space", ["pixels", "teacher", "pixels+teacher"])
+def test_micro_batches_of_whole_groups_are_the_whole_and_the_teacher_stands_still(space):
+    nets, objective = nets_of(space=space)
     ((whole, which),) = objective(Batch(images()), draw())
     whole.backward()
     assert which == "student"
@@ -129,7 +129,7 @@ def test_micro_batches_of_whole_groups_are_the_whole_and_the_teacher_stands_stil
 
 
 def test_classes_are_told():
-    _, objective = nets_of(3, features="pixels+teacher")
+    _, objective = nets_of(3, space="pixels+teacher")
     losses = []
     for labels in (torch.arange(8) % 2, torch.arange(8) // 4):
         ((loss, _),) = objective(Batch(images(), labels), draw())
@@ -147,8 +147,8 @@ def test_places_are_groups_of_samples():
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"features": "pixel"}, "did you mean 'pixels'"),
-        ({"features": "inception"}, "unknown features 'inception'"),
+        ({"space": "pixel"}, "did you mean 'pixels'"),
+        ({"space": "inception"}, "unknown space 'inception'"),
         ({"radii": ()}, "radii"),
         ({"radii": (0.1, 0.0)}, "radii"),
         ({"group": 1}, "group"),

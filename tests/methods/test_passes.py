@@ -133,7 +133,7 @@ def test_a_projection_is_no_network():
             {"adversarial": 0.01, "adversarial_after": 0, "group": 4},
             {"student": 1 + 3, "teacher": 3, "fake": 3 + 3, "critic": 3 + 3 + 3},
         ),
-        ("drifting", {"features": "teacher"}, {"student": 3, "teacher": 0, "encoder": 3 + 1}),
+        ("drifting", {"space": "teacher"}, {"student": 3, "teacher": 0, "encoder": 3 + 1}),
     ],
 )
 def test_passes_of_other_losses(name, options, counts):

@@ -97,6 +97,9 @@ def digits_like():
     return Dataset("tiny", pixels, torch.arange(32) % 4, "0123456789abcdef")
 
 
+FITTING = {"drifting": {"group": 8}}  # a batch of eight
+
+
 def trained(name, data, **options):
     """A model of the method, three steps old, with whatever it needs made first."""
     method = methods.get(name)
@@ -104,7 +107,7 @@ def trained(name, data, **options):
     asked = {"kimg": 0.024, "batch_size": 8, "teacher": teacher if method.needs_teacher else None, **options}
     if method.data == "pairs":
         data = study.make_pairs(teacher, 16, steps=2)
-    return study.train(name, data, size="0.05M", **asked)
+    return study.train(name, data, size="0.05M", **asked, **FITTING.get(name, {}))
 
 
 @pytest.mark.parametrize("conditional", [False, True], ids=["unconditional", "conditional"])
@@ -127,7 +130,7 @@ def test_every_method_starts_from_any_model(name, digits_like):
     init = study.train("edm", digits_like, size="0.05M", kimg=0.008, batch_size=8, seed=1)
     data = study.make_pairs(init, 16, steps=2) if method.data == "pairs" else digits_like
     asked = {"kimg": 0.008, "batch_size": 8, "teacher": init if method.needs_teacher else None}
-    model = study.train(name, data, init=init, **asked)
+    model = study.train(name, data, init=init, **asked, **FITTING.get(name, {}))
     assert model.size == "0.05M"
     assert math.isfinite(model.history[-1].loss)
     assert study.sample(model, [0, 1], steps=1).shape == (2, 1, 8, 8)

@@ -33,7 +33,7 @@ BATCH, CLASSES, CHANNELS, STEPS = 8, 3, 3, 2
 # Convolutions whose gradient may come in NCHW, a step: that of a sum over features, or over logits, has no layout.
 TURNED = {"sfddm": 2, "gdd": 8}
 DOUBLE = {"imm"}  # mixes images in float64, since its levels differ in the fifth digit
-OPTIONS = {"gdd": {"critic_channels": 8, "r1_interval": 1}, "drifting": {"group": 4, "features": "pixels+teacher"}}
+OPTIONS = {"gdd": {"critic_channels": 8, "r1_interval": 1}, "drifting": {"group": 4, "space": "pixels+teacher"}}
 TINY = {
     "img_resolution": 8,
     "in_channels": CHANNELS,
