@@ -262,7 +262,8 @@ def _options(name: str, value: object, everything: dict, folder: Path) -> None:
             hint = "; YAML wants a point: 1.0e-4" if fields[option] == "float" and isinstance(given, str) else ""
             raise Misfit(f"a dict whose {option!r} is {fields[option]}", hint, given)
         test = _test_of(option)
-        if test is None or option == "map":  # a custom one has its indices beside it
+        # A custom map has its indices beside it; '' is none of what there may be, where that is an option.
+        if test is None or option == "map" or given == "":
             continue
         if misfit := _misfit(test, given, everything | {"method": method}, folder):
             raise Misfit(

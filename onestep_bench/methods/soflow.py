@@ -17,14 +17,14 @@ from onestep_bench.losses import adaptive, same_dropout
 from onestep_bench.methods import Method, Nets, register
 from onestep_bench.paths import FLOW, spread
 
-SCHEDULES = ("exponential", "cosine")
+APPROACHES = ("exponential", "cosine")
 # Levels t and l are at least so far apart, and l and s below t.
 LEAST = 1e-4
 
 
-def ratio_at(progress: float, first: float, last: float, schedule: str) -> float:
+def ratio_at(progress: float, first: float, last: float, approach: str) -> float:
     """The share of the way from t to s at which l lies, from `first` to `last` in the course of the budget."""
-    if schedule == "exponential":
+    if approach == "exponential":
         return first * (last / first) ** progress
     return last + (first - last) * (1 + math.cos(math.pi * progress)) / 2
 
@@ -57,7 +57,7 @@ def quotient_errors(q: Tensor, share: Tensor, p: float, eps: float) -> Tensor:
 
 @dataclass(frozen=True)
 class SoFlowConfig:
-    """first, last, schedule: see `ratio_at`. p, eps: see `losses.adaptive`, of means over pixels.
+    """first, last, approach: see `ratio_at`. p, eps: see `losses.adaptive`, of means over pixels.
 
     Levels are sigmoids of normals of these means and deviations; same: share of rows that learn the velocity, at s = t.
     The defaults are those of CIFAR-10.
@@ -65,7 +65,7 @@ class SoFlowConfig:
 
     first: float = 1.0
     last: float = 3.125e-4
-    schedule: str = "exponential"
+    approach: str = "exponential"
     p: float = 0.75
     eps: float = 1e-3
     t_mean: float = -0.9
@@ -75,8 +75,8 @@ class SoFlowConfig:
     same: float = 0.0
 
     def __post_init__(self):
-        if self.schedule not in SCHEDULES:
-            raise OnestepError(f"unknown schedule {self.schedule!r} of levels{near_miss(self.schedule, SCHEDULES)}")
+        if self.approach not in APPROACHES:
+            raise OnestepError(f"unknown approach {self.approach!r} of levels{near_miss(self.approach, APPROACHES)}")
         if not (0 < self.last <= self.first <= 1 and self.eps > 0 and self.p >= 0 and 0 <= self.same <= 1):
             raise OnestepError("0 < last <= first <= 1, eps is positive, p not negative, and same a share")
 
@@ -94,7 +94,7 @@ def soflow(nets: Nets, cfg: SoFlowConfig):
         t = first.clamp(min=LEAST)
         s = torch.minimum(second, t - LEAST)
         x, velocity = FLOW.mix(batch.images, noise, t), noise - batch.images
-        ratio = ratio_at(draw.progress, cfg.first, cfg.last, cfg.schedule)
+        ratio = ratio_at(draw.progress, cfg.first, cfg.last, cfg.approach)
         level = nearer_level(t, s, ratio)
         q = quotient(flow, x, t, level, s, velocity, labels)
         losses = quotient_errors(q, (t - level) / (t - s), cfg.p, cfg.eps)

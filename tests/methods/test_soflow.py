@@ -167,6 +167,6 @@ def test_bad_options(options, refuses):
         SoFlowConfig(**options)
 
 
-def test_a_schedule_is_named(refuses):
+def test_an_approach_is_named(refuses):
     with refuses("'cosin'", "did you mean 'cosine'?"):
-        SoFlowConfig(schedule="cosin")
+        SoFlowConfig(approach="cosin")
