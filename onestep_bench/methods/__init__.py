@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from onestep_bench.denoiser import Denoiser, Native
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.known import plugins
+from onestep_bench.paths import ve_up_to
 from onestep_bench.seeds import Draw
 
 
@@ -107,6 +108,15 @@ def move_towards(target: nn.Module, student: nn.Module, decay: float) -> None:
     """
     with torch.no_grad():
         torch._foreach_lerp_(list(target.parameters()), list(student.parameters()), 1 - decay)
+
+
+def generator_at(level: float | None, net: nn.Module, native: Native) -> Denoiser:
+    """`net` as a generator that answers in one step from noise of a level, a noise-to-signal ratio.
+
+    None: at the noise end of the native path, as the model that it starts from does.
+    """
+    generator = Denoiser(net, native)
+    return generator if level is None else generator.on(ve_up_to(level))
 
 
 _registry: dict[str, Method] = {}

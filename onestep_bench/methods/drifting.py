@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.methods import Method, Nets, register
+from onestep_bench.methods import Method, Nets, generator_at, register
 from onestep_bench.networks import critics
 from onestep_bench.paths import ve_up_to
 from onestep_bench.samplers import one_step
@@ -146,8 +146,7 @@ def drifting(nets: Nets, cfg: DriftingConfig):
 
 
 def _generator(cfg: DriftingConfig, net: nn.Module, native, teacher: Denoiser) -> Denoiser:
-    generator = Denoiser(net, native or teacher.native)
-    return generator if cfg.init_sigma is None else generator.on(ve_up_to(cfg.init_sigma))
+    return generator_at(cfg.init_sigma, net, native or teacher.native)
 
 
 register(

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.methods import Adam, Method, Nets, register
+from onestep_bench.methods import Adam, Method, Nets, generator_at, register
 from onestep_bench.networks import critics
 from onestep_bench.paths import VE, spread, ve_up_to
 from onestep_bench.samplers import karras_times, one_step
@@ -201,8 +201,7 @@ def score_distillation(nets: Nets, cfg: ScoreDistillationConfig):
 
 
 def _generator(cfg: ScoreDistillationConfig, net: nn.Module, native, teacher: Denoiser) -> Denoiser:
-    generator = Denoiser(net, native or teacher.native)
-    return generator if cfg.init_sigma is None else generator.on(ve_up_to(cfg.init_sigma))
+    return generator_at(cfg.init_sigma, net, native or teacher.native)
 
 
 def _auxiliary(nets: Nets, cfg: ScoreDistillationConfig) -> dict[str, nn.Module]:

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
-from onestep_bench.methods import Adam, Method, Nets, register
+from onestep_bench.methods import Adam, Method, Nets, generator_at, register
 from onestep_bench.networks import critics
 from onestep_bench.paths import VE, ve_up_to
 from onestep_bench.samplers import one_step
@@ -143,8 +143,7 @@ def sid(nets: Nets, cfg: SiDConfig):
 
 
 def _generator(cfg: SiDConfig, net: nn.Module, native, teacher: Denoiser) -> Denoiser:
-    generator = Denoiser(net, native or teacher.native)
-    return generator if cfg.init_sigma is None else generator.on(ve_up_to(cfg.init_sigma))
+    return generator_at(cfg.init_sigma, net, native or teacher.native)
 
 
 def _auxiliary(nets: Nets, cfg: SiDConfig) -> dict[str, nn.Module]:
