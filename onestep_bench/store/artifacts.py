@@ -197,7 +197,7 @@ def memo(
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir()) if path.name != META}
         meta = {"recipe": recipe, "parents": [parent.key for parent in parents], "cost": cost, "files": files}
         write_json(partial / META, meta | made_by)
-        for path in partial.rglob("*"):
+        for path in partial.iterdir():
             share(path)
         _replace(folder, partial)
         return _noted(Artifact(folder))
