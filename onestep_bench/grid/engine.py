@@ -26,6 +26,7 @@ from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, failed_path, s
 from onestep_bench.grid.locks import is_held
 from onestep_bench.grid.schedule import expected, urgency
 from onestep_bench.store.artifacts import FRESH, lock_of, root
+from onestep_bench.store.files import share
 from onestep_bench.units import duration
 
 TRIES = 2  # of a cell that fails, and not by a user's mistake
@@ -52,6 +53,8 @@ def run(
     """
     try:
         grid.executed.mkdir(parents=True, exist_ok=True)
+        for folder in (grid.out, grid.executed):
+            share(folder)
     except OSError as error:
         raise OnestepError(f"cannot write {grid.out}: {error.strerror}; choose another folder with --out") from error
     found = [status_of(cell, grid.executed) for cell in grid.cells]

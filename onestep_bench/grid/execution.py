@@ -30,7 +30,7 @@ from onestep_bench.grid.cells import RUNNING, STAMP, Cell, Status, executed_path
 from onestep_bench.grid.locks import held
 from onestep_bench.grid.parameters import read_notebook
 from onestep_bench.store.artifacts import WAITING
-from onestep_bench.store.files import write_json
+from onestep_bench.store.files import own_folder, write_json
 from onestep_bench.store.notes import SCRATCH, noted
 from onestep_bench.units import duration, size
 
@@ -61,7 +61,7 @@ def execute(
         if status.state == "done":  # by another run, since this one looked
             return status
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
-        scratch.mkdir()
+        own_folder(scratch)
         try:
             return _attempt(cell, folder, scratch, environment, unwanted)
         finally:
@@ -73,7 +73,7 @@ def file_loss(cell: Cell, folder: Path, why: str) -> Status:
     scratch = scratch_path(cell, folder)
     with held(scratch.with_name(f"{cell.id}.lock")) as ours:
         if ours:
-            scratch.mkdir(exist_ok=True)
+            own_folder(scratch)
             _file(cell, folder, scratch, 0, 0.0, why)
             shutil.rmtree(scratch)
     return Status(cell, "failed", why=why)
