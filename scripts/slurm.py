@@ -30,7 +30,7 @@ from distributed import Client, Security
 
 HOUSE = Path(__file__).parent.parent
 HOST = socket.gethostname().split(".")[0]
-PATIENCE = 60.0  # seconds for daemons and jobs to start
+PATIENCE = 180.0  # seconds for daemons and jobs to start
 
 
 def free_ports(count: int) -> list[int]:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import filelock
 
-from onestep_bench.store.files import lock_mode, own_folder
+from onestep_bench.store.files import file_lock, own_folder
 
 _PATIENCE = 2.0  # seconds to wait for a cell that another run executes before trying others
 
@@ -15,7 +15,7 @@ _PATIENCE = 2.0  # seconds to wait for a cell that another run executes before t
 def held(path: Path, patience: float = _PATIENCE) -> Iterator[bool]:
     """Hold a lock; yields False if another process holds it for longer than `patience` seconds."""
     own_folder(path.parent)
-    lock = filelock.FileLock(path, mode=lock_mode(path.parent))
+    lock = file_lock(path)
     try:
         lock.acquire(timeout=patience)
     except filelock.Timeout:

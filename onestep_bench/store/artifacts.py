@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.store import provenance
-from onestep_bench.store.files import file_digest, lock_mode, own_folder, share, write_json
+from onestep_bench.store.files import file_digest, file_lock, own_folder, share, write_json
 from onestep_bench.store.notes import SCRATCH, note
 
 META = "artifact.json"
@@ -188,7 +188,8 @@ def memo(
         made_by = _made_by(entries, parents)
         if not any(path.name != META for path in partial.glob("[!.]*")) or not _current(partial, fresh):
             shutil.rmtree(partial, ignore_errors=True)
-        own_folder(partial)
+        partial.mkdir(exist_ok=True)
+        share(partial)
         # A checkpoint of older source is refused too.
         write_json(partial / META, {"recipe": recipe, **made_by})
         cost = make(partial)
@@ -304,7 +305,7 @@ def locked(folder: Path, timeout: float = -1):
     """
     try:
         own_folder(folder.parent)
-        lock = FileLock(lock_of(folder), mode=lock_mode(folder.parent))
+        lock = file_lock(lock_of(folder))
         lock.acquire(timeout)  # another process is making the same artifact
     except Timeout:  # an OSError too
         raise

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock
+
 from onestep_bench.errors import OnestepError
 
 
@@ -69,9 +71,9 @@ def share(path: Path) -> None:
         path.chmod(mode | (mode & 0o700) >> 3 | (stat.S_ISGID if path.is_dir() else 0))
 
 
-def lock_mode(folder: Path) -> int:
-    """Access to a lock in this folder, which all must write who are to hold it."""
-    return 0o660 if is_shared(folder) else 0o600
+def file_lock(path: Path) -> FileLock:
+    """A lock in a file, not held yet. In a shared folder the group may write it: who cannot, cannot hold it."""
+    return FileLock(path, mode=0o660) if is_shared(path.parent) else FileLock(path)
 
 
 def own_temporary() -> Path:

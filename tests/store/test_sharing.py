@@ -41,7 +41,7 @@ def test_a_store_that_is_there_stays_as_open_as_it_was(store_folder):
     folder = memo("model", {"a": 1}, [], make).folder
     assert mode(store_folder) == "drwxr-xr-x"
     assert mode(folder / "text") == "-rw-r--r--"
-    assert mode(lock_of(folder)) == "-rw-------"
+    assert mode(folder) == "drwxr-xr-x"
 
 
 def test_in_a_shared_store_the_group_may_do_what_the_user_may(store_folder, monkeypatch):
@@ -49,7 +49,7 @@ def test_in_a_shared_store_the_group_may_do_what_the_user_may(store_folder, monk
     store_folder.mkdir()
     store_folder.chmod(0o2770)
     folder = memo("model", {"a": 1}, [], make).folder
-    assert mode(folder) == "drwxrws---"
+    assert mode(folder) == "drwxrwsr-x"  # in a store that others may not enter
     assert {mode(path) for path in folder.iterdir()} == {"-rw-rw-r--"}
     assert mode(lock_of(folder)) == "-rw-rw----"
     assert mode(store_folder / ".cells") == "drwxrws---"
@@ -57,7 +57,7 @@ def test_in_a_shared_store_the_group_may_do_what_the_user_may(store_folder, monk
 
 
 @pytest.mark.parametrize(
-    ("given", "scratch", "lock"), [(0o755, "drwx------", "-rw-------"), (0o2775, "drwxrws---", "-rw-rw----")]
+    ("given", "scratch", "lock"), [(0o755, "drwx------", "-rw-r--r--"), (0o2775, "drwxrws---", "-rw-rw----")]
 )
 def test_scratch_and_locks_of_cells_are_as_the_folder_of_results(tmp_path, given, scratch, lock):
     out = tmp_path / "out"
