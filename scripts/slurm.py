@@ -152,7 +152,7 @@ def addresses() -> list[str]:
         except psutil.Error:
             continue
         if "distributed.cli.dask_worker" in words and "SLURM_JOB_ID" in settings:
-            found += [word for word in words if word.startswith(("tls://", "tcp://"))]
+            found += [word for word in words if "://" in word and word[-1].isdigit()]
             found += [f"tls://127.0.0.1:{one.laddr.port}" for one in sockets if one.status == psutil.CONN_LISTEN]
     return sorted(set(found))
 
@@ -190,6 +190,7 @@ def cluster_file(folder: Path) -> Path:
         "processes": 1,
         "memory": "4GB",
         "walltime": "01:00:00",
+        "death_timeout": 300,  # on a busy machine
         "interface": "lo",
         "log_directory": str(folder / "logs"),
         "local_directory": str(folder),
