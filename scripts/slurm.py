@@ -1,6 +1,6 @@
 """A real SLURM on this machine runs a grid with two jobs; one is cancelled in the middle, and the grid completes.
 
-While it runs, strangers try scheduler and workers, in the clear and with a certificate of their own, and are refused.
+While it runs, strangers try the scheduler and the jobs, in the clear and with a certificate of their own, and are refused.
 
 `make slurm` runs it on params/quickstart.yaml; another grid is its argument, with its notebooks as a second one.
 Needs Debian's packages slurm-wlm and munge (`apt-get install slurm-wlm munge`) and dask-jobqueue. Configuration, keys,
@@ -144,7 +144,7 @@ def job_at_work(folder: Path) -> str:
 
 
 def addresses() -> list[str]:
-    """Of the scheduler, as the jobs' commands name it, and of whatever else these jobs listen on."""
+    """Of the scheduler, as the jobs' commands name it, and of the nannies, which these commands are."""
     found = []
     for process in psutil.process_iter():
         try:
