@@ -1,6 +1,6 @@
 """A real SLURM on this machine runs a grid with two jobs; one is cancelled in the middle, and the grid completes.
 
-While it runs, strangers try the scheduler and the jobs, in the clear and with a certificate of their own, and are refused.
+While it runs, strangers try the scheduler and the jobs, with a certificate of their own and without: all are refused.
 
 `make slurm` runs it on params/quickstart.yaml; another grid is its argument, with its notebooks as a second one.
 Needs Debian's packages slurm-wlm and munge (`apt-get install slurm-wlm munge`) and dask-jobqueue. Configuration, keys,
