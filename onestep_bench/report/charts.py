@@ -42,14 +42,11 @@ def figures() -> list[dict]:
     ]
 
 
-def against(x: str, y: str) -> dict:
+def against() -> dict:
     """The specification of one distance against another, with the line on which they are equal: columns x and y."""
-    chart = alt.Chart(alt.NamedData("points"))
-    place = [_axis(alt.X, "x", x, "log"), _axis(alt.Y, "y", y, "log")]
-    bars = chart.mark_rule(strokeWidth=1).encode(*place, alt.Y2("high"), color=_own("colour"))
-    bars = bars.encode(alt.Y("low:Q")).transform_filter("datum.low > 0")
-    ends = alt.Chart(alt.NamedData("diagonal")).mark_line(strokeDash=[4, 3], strokeWidth=1, color="#888")
-    return _whole(ends.encode(*place), bars, _dots(chart.encode(*place)))
+    place = [_axis(alt.X, "x", None, "log"), _axis(alt.Y, "y", None, "log")]
+    equal = alt.Chart(alt.NamedData("equal")).mark_line(strokeDash=[4, 3], strokeWidth=1, color="#888")
+    return _whole(equal.encode(*place), _dots(alt.Chart(alt.NamedData("points")).encode(*place)))
 
 
 def scripts() -> str:
