@@ -10,30 +10,38 @@ import altair as alt
 import vl_convert
 
 HEIGHT = 300
+# Of a logarithmic axis, which has a tick at every digit, grid lines at 1, 2 and 5.
+_ROUND = {
+    "condition": {
+        "test": "indexof([1, 2, 5], round(datum.value / pow(10, floor(log(datum.value) / LN10 + 1e-9)))) >= 0",
+        "value": 1,
+    },
+    "value": 0,
+}
 # The page scrolls by the wheel; with Ctrl it zooms.
 _ZOOM = "wheel![event.ctrlKey || event.metaKey]"
 
 
 def figures() -> list[dict]:
-    """One dict per figure: id, title, x (a column), rows, steps, series, and its specification on either scale of y.
+    """One dict per figure: id, title, x (a column), rows, ..., and its specification on a logarithmic and a linear y.
 
     rows: 'last' for each label's largest budget, or 'all'. steps: 'one' for the fewest of those chosen, or 'all'.
-    series: the columns that a line's points have in common.
+    sizes: 'chosen' or 'all'. series: the columns that a line's points have in common.
     """
     model = ["label", "size", "sampler", "saw", "recipe"]
     over = [
-        ("evaluations", "nfe", "network evaluations (NFE)", "last", "all", model, 2),
+        ("network evaluations", "nfe", "network evaluations (NFE)", "last", "all", model, 2),
         ("parameters", "params", "parameters", "last", "one", ["label", "sampler", "saw", "steps"], 10),
-        ("passes", "passes", "network passes over the whole lineage (thousands)", "all", "one", [*model, "steps"], 10),
-        ("latency", "latency_ms", "milliseconds to draw one image", "last", "all", model, 10),
+        ("training", "passes", "network passes over the whole lineage (thousands)", "all", "one", model, 10),
+        ("time to draw an image", "latency_ms", "milliseconds at batch 1", "last", "all", model, 10),
     ]
     return [
         {
-            "id": name,
-            "title": f"over {title}",
+            "title": f"over {name}",
             "x": x,
             "rows": rows,
             "steps": steps,
+            "sizes": "all" if x == "params" else "chosen",
             "series": series,
             "log": _scatter(x, title, base, "log"),
             "linear": _scatter(x, title, base, "linear"),
@@ -42,11 +50,12 @@ def figures() -> list[dict]:
     ]
 
 
-def against() -> dict:
-    """The specification of one distance against another, with the line on which they are equal: columns x and y."""
+def against(*, equal: bool) -> dict:
+    """The specification of one distance against another, columns x and y. equal: with the line of equal distances."""
     place = [_axis(alt.X, "x", None, "log"), _axis(alt.Y, "y", None, "log")]
-    equal = alt.Chart(alt.NamedData("equal")).mark_line(strokeDash=[4, 3], strokeWidth=1, color="#888")
-    return _whole(equal.encode(*place), _dots(alt.Chart(alt.NamedData("points")).encode(*place)))
+    dots = _dots(alt.Chart(alt.NamedData("points")).encode(*place))
+    line = alt.Chart(alt.NamedData("equal")).mark_line(strokeDash=[4, 3], strokeWidth=1, color="#888").encode(*place)
+    return _whole(line, dots) if equal else _whole(dots)
 
 
 def scripts() -> str:
@@ -84,7 +93,8 @@ def _whole(*layers: alt.Chart) -> dict:
 
 def _axis(channel: type, field: str, title: str | None, scale: str, base: int = 10):
     kind = alt.Scale(type="log", base=base, nice=False, padding=14) if scale == "log" else alt.Scale(zero=False)
-    axis = alt.Axis(format="~s" if field in ("params", "passes") else "~g", tickCount=6, labelOverlap="greedy")
+    words = ".3~s" if field in ("params", "passes") else "~g"
+    axis = alt.Axis(format=words, tickCount=6, labelOverlap="greedy", gridOpacity=_ROUND if scale == "log" else 1)
     return channel(f"{field}:Q", scale=kind, axis=axis, title=title)
 
 

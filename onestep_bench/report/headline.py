@@ -6,7 +6,7 @@ import pandas as pd
 from onestep_bench.report.comparisons import at_one_place
 from onestep_bench.report.points import distance_name, weight
 from onestep_bench.report.statistics import differences
-from onestep_bench.report.tables import PROTOCOL, brief, is_teacher, size_order, summarise
+from onestep_bench.report.tables import PROTOCOL, brief, is_teacher, measured, size_order, summarise
 
 STEPS = (1, 2, 4)
 _FEW = 4  # names of methods that are spelled out
@@ -80,8 +80,8 @@ def _winner(rows: pd.DataFrame) -> dict | None:
     if lines.empty:
         return None
     first = lines.iloc[0]
-    bounds = f"{brief(first.fid_low)} to {brief(first.fid_high)}" if np.isfinite(first.fid_low) else ""
-    cell = {"winner": first["label"], "size": first["size"], "score": brief(first["fid_mean"]), "interval": bounds}
+    bounds = f"{measured(first.fid_low)} to {measured(first.fid_high)}" if np.isfinite(first.fid_low) else ""
+    cell = {"winner": first["label"], "size": first["size"], "score": measured(first["fid_mean"]), "interval": bounds}
     return cell | {"runs": int(first["runs"])} | _lead(rows, lines)
 
 
@@ -97,10 +97,10 @@ def _lead(rows: pd.DataFrame, lines: pd.DataFrame) -> dict:
     }
     next_one = _called(lines.iloc[1], names)
     gap, low, high, verdict = ahead[next_one]
-    interval = f" ({brief(low)} to {brief(high)})" if verdict != "unknown" else ""
+    interval = f" ({measured(low)} to {measured(high)})" if verdict != "unknown" else ""
     level = sorted(name for name, (*_, told) in ahead.items() if told == "within")
     words = ", ".join(level[:_FEW]) + (f" and {len(level) - _FEW} more" if len(level) > _FEW else "")
-    return {"lead": f"{brief(gap)}{interval} before {next_one}", "verdict": verdict, "level": words}
+    return {"lead": f"{measured(gap)}{interval} before {next_one}", "verdict": verdict, "level": words}
 
 
 def _ahead(pair, own: str) -> tuple[float, float, float, str]:
@@ -126,7 +126,7 @@ def _teacher(rows: pd.DataFrame) -> str:
     if lines.empty or not np.isfinite(lines["fid_mean"]).any():
         return ""
     best = lines.loc[lines["fid_mean"].idxmin()]
-    return f"{brief(best['fid_mean'])}: {best['label']}, {best['size']}, {brief(best['nfe'])} evaluations"
+    return f"{measured(best['fid_mean'])}: {best['label']}, {best['size']}, {brief(best['nfe'])} evaluations"
 
 
 def _count(number: int, noun: str) -> str:

@@ -43,6 +43,7 @@ def render(source: Grid | Path, out: Path | None = None) -> Path:
     failed = [failed_path(status.cell, folder) for status in statuses if status.state == "failed"]
     failed = failed if grid else sorted(folder.glob("*.failed.ipynb"))
     out = out or (source.out if grid else folder)
+    name = out.resolve().name if folder.name == "notebooks" else folder.name
     rows, strips = read_rows(notebooks, outdated), read_strips(notebooks, outdated)
     write_text(out / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
     write_text(out / "summary.csv", summarise(rows).to_csv(index=False, lineterminator="\n"))
@@ -52,27 +53,31 @@ def render(source: Grid | Path, out: Path | None = None) -> Path:
     pages = as_pages([*notebooks, *outdated, *failed], out / "executed")
     lines = provenance.cells(statuses, folder, pages, out) if grid else provenance.notebooks_of(folder, pages, out)
     origin = provenance.tables(rows, [*notebooks, *outdated])
-    page = environment().get_template("report.html").render(
-        title=source.title if grid else folder.name,
-        name=source.name if grid else folder.name,
-        headline=headline(found),
-        parts=[part | {"tables": [table["caption"] for table in part["tables"]]} for part in parts],
-        prints=[*prints, *({"words": part["title"], "files": part["files"]} for part in parts), *sheets],
-        strips=len(strips),
-        nearest=any(strip.get("nearest") for strip in strips),
-        cells=lines,
-        grid=grid,
-        counts={state: sum(status.state == state for status in statuses) for state in _STATES},
-        outside=len(executed_in(folder)) - len(notebooks) - len(outdated),
-        notes=_notes(found),
-        rows=len(rows),
-        notebooks=len(notebooks) + len(outdated),
-        outdated=len(outdated),
-        sources=provenance.sources(rows),
-        origin=[table["caption"] for table in origin],
-        version=__version__,
-        data=_embedded(_data(rows, parts, origin, strips)),
-        vega=charts.scripts() if len(found) else "",
+    page = (
+        environment()
+        .get_template("report.html")
+        .render(
+            title=source.title if grid else name,
+            name=source.name if grid else name,
+            headline=headline(found),
+            parts=[part | {"tables": [table["caption"] for table in part["tables"]]} for part in parts],
+            prints=[*prints, *({"words": part["title"], "files": part["files"]} for part in parts), *sheets],
+            strips=len(strips),
+            nearest=any(strip.get("nearest") for strip in strips),
+            cells=lines,
+            grid=grid,
+            counts={state: sum(status.state == state for status in statuses) for state in _STATES},
+            outside=len(executed_in(folder)) - len(notebooks) - len(outdated),
+            notes=_notes(found),
+            rows=len(rows),
+            notebooks=len(notebooks) + len(outdated),
+            outdated=len(outdated),
+            sources=provenance.sources(rows),
+            origin=[table["caption"] for table in origin],
+            version=__version__,
+            data=_embedded(_data(rows, parts, origin, strips)),
+            vega=charts.scripts() if len(found) else "",
+        )
     )
     write_text(out / "report.html", page)
     return out / "report.html"
@@ -85,12 +90,21 @@ def _data(rows: pd.DataFrame, parts: list[dict], origin: list[dict], strips: lis
         "scores": score_table(rows) if scored else None,
         "figures": charts.figures() if scored else [],
         "parts": [
-            {"tables": part["tables"], "pair": part["pair"], "figure": charts.against() if part["pair"] else None}
+            {
+                "tables": part["tables"],
+                "pair": part["pair"],
+                "figure": part["pair"] and _figure_of(part["pair"]),
+            }
             for part in parts
         ],
         "origin": origin,
         "strips": on_page(strips),
     }
+
+
+def _figure_of(pair: tuple[str, str]) -> dict:
+    """Two splits are of one judge, so that their distances may be equal; those of two judges have scales of their own."""
+    return charts.against(equal=pair == ("train", "test"))
 
 
 def _embedded(data: dict) -> str:
@@ -140,7 +154,9 @@ def _notes(rows: pd.DataFrame) -> list[str]:
     for row in rows[~sound].itertuples(index=False):
         name = f"{row.label}, {row.size}, {row.steps} steps, training seed {row.train_seed}, seed {row.seed}"
         term = distance_name({row.features})
-        notes.append(f"{row.dataset}, {row.features} features: the {term} of {name} is {row.fid}: its mean is not drawn.")
+        notes.append(
+            f"{row.dataset}, {row.features} features: the {term} of {name} is {row.fid}: its mean is not drawn."
+        )
     warned = rows[rows["warning"].fillna("") != ""]
     for (dataset, features, warning), group in warned.groupby(["dataset", "features", "warning"], sort=True):
         notes.append(f"{dataset}, {features} features, {len(group)} of {len(rows)} scores: {warning}.")

@@ -275,12 +275,12 @@ def table(rows: pd.DataFrame) -> Styler:
     style = style.format(
         {
             **dict.fromkeys(
-                {"FD", "lowest", "best snapshot", "FD-infinity", "floor", "latency ms"} & set(shown), _measured
+                {"FD", "lowest", "best snapshot", "FD-infinity", "floor", "latency ms"} & set(shown), measured
             ),
             **dict.fromkeys([name for name in [*better, "KID", "NN ratio"] if name in shown], "{:.3f}"),
             **dict.fromkeys({"NFE", "kimg", "passes (k)"} & set(shown), brief),
             **dict.fromkeys({"train MACs"} & set(shown), large),
-            **dict.fromkeys({"seconds"} & set(shown), _measured),
+            **dict.fromkeys({"seconds"} & set(shown), measured),
         },
         na_rep="–",
         escape="html",
@@ -293,7 +293,7 @@ def table(rows: pd.DataFrame) -> Styler:
 
 
 def _interval(line: tuple) -> str | None:
-    return f"{_measured(line.fid_low)} to {_measured(line.fid_high)}" if np.isfinite(line.fid_low) else None
+    return f"{measured(line.fid_low)} to {measured(line.fid_high)}" if np.isfinite(line.fid_low) else None
 
 
 def drawable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -307,7 +307,7 @@ def brief(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _measured(value: float) -> str:
+def measured(value: float) -> str:
     """As `brief`, with its zeros: columns of measurements line up."""
     return brief(value) if abs(value) >= 100 else f"{value:#.3g}"
 

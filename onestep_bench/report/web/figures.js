@@ -67,15 +67,20 @@ function onLog(value) {
   return typeof value === "number" && value > 0;
 }
 
+const TOO_BAD = 3; // times the worst student: a teacher in one step would squeeze all others together
+
 // What a figure of scores draws of the filtered records: its rows, and the number of steps if it is of one only.
 function drawn(figure, score, records, looks) {
   const known = records.filter((record) => onLog(record[figure.x]) && typeof record[score.key] === "number");
   const counts = known.map((record) => record.steps);
   const steps = figure.steps === "one" && counts.length ? Math.min(...counts) : null;
   const log = score.key === "fid" || (score.better === "lower" && known.every((record) => record[score.key] > 0));
-  const points = known
+  const here = known
     .filter((record) => (steps === null || record.steps === steps) && (figure.rows === "all" || record.last))
-    .filter((record) => !log || record[score.key] > 0)
+    .filter((record) => !log || record[score.key] > 0);
+  const worst = Math.max(...here.filter((record) => !record.teacher).map((record) => record[score.key]));
+  const hidden = (record) => steps !== null && log && record.teacher && record[score.key] > TOO_BAD * worst && worst > 0;
+  const points = here.filter((record) => !hidden(record))
     .map((record) => ({
       id: record.id,
       [figure.x]: record[figure.x],

@@ -56,17 +56,22 @@ class Page {
   }
 
   passes(record) {
-    return this.state.labels.has(record.label) && this.state.sizes.has(record.size) && this.state.steps.has(record.steps);
+    return this.state.sizes.has(record.size) && this.asked(record);
+  }
+
+  asked(record) {
+    return this.state.labels.has(record.label) && this.state.steps.has(record.steps);
   }
 
   draw() {
     const { scores, state } = this;
-    const chosen = this.records.filter((record) => record.place === state.place && this.passes(record));
+    const here = this.records.filter((record) => record.place === state.place && this.asked(record));
+    const chosen = here.filter((record) => this.passes(record));
     const score = scores.scores.find((one) => one.key === state.score);
     const name = score.key === "fid" ? this.place.name : score.title;
     document.getElementById("protocol").textContent = `Protocol: ${this.place.protocol}`;
     for (const [figure, frame] of this.figures) {
-      const { points, steps, log } = drawn(figure, score, chosen, scores.looks);
+      const { points, steps, log } = drawn(figure, score, figure.sizes === "all" ? here : chosen, scores.looks);
       const floor = score.key === "fid" && this.place.floor > 0 && points.length ? [{ y: this.place.floor }] : [];
       const at = steps ? `, at ${steps} step${steps > 1 ? "s" : ""}` : "";
       frame.draw(`${name} (${score.better} is better) ${figure.title}${at}`, log ? figure.log : figure.linear, points, { floor });
@@ -84,7 +89,7 @@ class Page {
     const points = own.map((row) => ({ id: row.id, x: row[x], y: row[y], colour: look(row)[0], shape: look(row)[1] }));
     const ends = points.flatMap((point) => [point.x, point.y]);
     const judges = x === "x";
-    const equal = judges || !points.length ? [] : [Math.min(...ends), Math.max(...ends)].map((end) => ({ x: end, y: end }));
+    const equal = [Math.min(...ends), Math.max(...ends)].map((end) => ({ x: end, y: end }));
     const title = (key) => table.columns.find((column) => column.key === key).title;
     const words = judges ? `Distance before ${own[0]?.second} over that before ${own[0]?.first}` : `Distance ${title(y)} over that ${title(x)}`;
     figure.draw(words, part.figure, points, { equal });

@@ -17,9 +17,20 @@ function image(name, png, count, i, attributes = {}) {
   return made;
 }
 
+// Of each label the strip that tells most: of a teacher that with the most steps, of a student that with the fewest.
+function telling(strips) {
+  const best = new Map();
+  for (const strip of strips) {
+    const worth = strip.label.startsWith("teacher") ? strip.steps : -strip.steps;
+    const known = best.get(strip.label);
+    if (!known || worth > known.worth) best.set(strip.label, { strip, worth });
+  }
+  return [...best.values()].map((one) => one.strip);
+}
+
 class Sheet {
   constructor(root, dialog) {
-    Object.assign(this, { root, dialog, limit: 12 });
+    Object.assign(this, { root, dialog });
     dialog.addEventListener("keydown", (event) => {
       if (event.key === "ArrowLeft") this.large(this.row, this.i - 1);
       if (event.key === "ArrowRight") this.large(this.row, this.i + 1);
@@ -27,13 +38,33 @@ class Sheet {
     dialog.addEventListener("click", (event) => { if (event.target === dialog) dialog.close(); });
   }
 
+  // strips: those that the page's filters leave, of which the reader chooses.
   show(strips) {
-    this.strips = strips;
-    const rows = strips.slice(0, this.limit).map((strip, row) => this.line(strip, row));
-    const all = () => { this.limit = Infinity; this.show(strips); };
-    if (strips.length > this.limit) rows.push(element("button", { type: "button", class: "more", onclick: all }, `show all ${strips.length} rows`));
-    if (!strips.length) rows.push(element("p", { class: "muted" }, "No samples of these methods, sizes and steps."));
-    this.root.replaceChildren(...rows);
+    this.left = strips;
+    this.chosen = new Set(telling(strips));
+    this.draw(this.root.querySelector("details")?.open);
+  }
+
+  draw(open) {
+    this.strips = this.left.filter((strip) => this.chosen.has(strip));
+    const rows = this.strips.map((strip, row) => this.line(strip, row));
+    const empty = element("p", { class: "muted" }, "No samples of these methods, sizes and steps.");
+    this.root.replaceChildren(...(this.left.length ? [this.chooser(open), ...rows] : [empty]));
+  }
+
+  chooser(open) {
+    const boxes = this.left.map((strip) => {
+      const box = element("input", { type: "checkbox" });
+      box.checked = this.chosen.has(strip);
+      box.addEventListener("change", () => {
+        if (box.checked) this.chosen.add(strip);
+        else this.chosen.delete(strip);
+        this.draw(true);
+      });
+      return element("label", {}, box, named(strip));
+    });
+    const summary = element("summary", {}, `rows: ${this.strips.length} of ${this.left.length} chosen`);
+    return element("details", { class: "rows", open: Boolean(open) }, summary, element("div", {}, ...boxes));
   }
 
   line(strip, row) {

@@ -155,7 +155,8 @@ class Table {
     const open = this.open.has(record.id);
     const cells = this.visible.map((column) => {
       const top = best[column.key] !== undefined && record[column.key] === best[column.key];
-      return element("td", { class: column.kind + (top ? " best" : "") }, shown(record, column));
+      const text = shown(record, column);
+      return element("td", { class: column.kind + (text.length > 20 ? " long" : "") + (top ? " best" : "") }, text);
     });
     const toggle = () => {
       if (!this.open.delete(record.id)) this.open.add(record.id);
