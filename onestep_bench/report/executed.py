@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 
+from onestep_bench.scoring.rows import MIME
 from onestep_bench.store.files import write_text
 
 WEB = Path(__file__).parent / "web"
@@ -55,9 +56,20 @@ def _page(path: Path, mark: str) -> str:
 
     exporter = HTMLExporter(template_name="basic", sanitize_html=True)
     exporter.register_filter("clean_html", _cleaned)
-    body, _ = exporter.from_notebook_node(nbformat.read(path, as_version=4))
+    notebook = nbformat.read(path, as_version=4)
+    for cell in (
+        cell for cell in notebook.cells if "outputs" in cell
+    ):  # the record is for reports; beside it stands a table for people
+        cell.update({"outputs": [output for output in map(_shown, cell["outputs"]) if output]})
+    body, _ = exporter.from_notebook_node(notebook)
     template = environment().get_template("notebook.html")
     return template.render(title=path.stem, mark=mark, body=body)
+
+
+def _shown(output: dict) -> dict | None:
+    """An output without the record of scores; None where there is nothing beside it."""
+    data = output.get("data")
+    return output if data is None or data.pop(MIME, None) is None or data else None
 
 
 def _cleaned(markup: str | bytes) -> str:

@@ -103,7 +103,7 @@ def _data(rows: pd.DataFrame, parts: list[dict], origin: list[dict], strips: lis
 
 
 def _figure_of(pair: tuple[str, str]) -> dict:
-    """Two splits are of one judge, so that their distances may be equal; those of two judges have scales of their own."""
+    """Two splits are of one judge and may have equal distances; two judges have scales of their own."""
     return charts.against(equal=pair == ("train", "test"))
 
 
