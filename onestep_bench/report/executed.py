@@ -57,9 +57,8 @@ def _page(path: Path, mark: str) -> str:
     exporter = HTMLExporter(template_name="basic", sanitize_html=True)
     exporter.register_filter("clean_html", _cleaned)
     notebook = nbformat.read(path, as_version=4)
-    for cell in (
-        cell for cell in notebook.cells if "outputs" in cell
-    ):  # the record is for reports; beside it stands a table for people
+    # The record is for reports; beside it stands a table for people.
+    for cell in (cell for cell in notebook.cells if "outputs" in cell):
         cell.update({"outputs": [output for output in map(_shown, cell["outputs"]) if output]})
     body, _ = exporter.from_notebook_node(notebook)
     template = environment().get_template("notebook.html")

@@ -122,7 +122,7 @@ def test_strips_go_by_their_model_and_those_of_a_search_are_left_out(tmp_path):
     assert [one["label"] for one in named] == ["SlimFlow (recipe aa)", "SlimFlow (recipe bb)"]
     assert samples.on_page(named)[0] | {"png": ""} == {
         **{"dataset": "digits", "label": "SlimFlow (recipe aa)", "size": "0.2M", "steps": 1, "sampler": "euler"},
-        **{"kimg": None, "train_seed": 0, "png": "", "nearest": None, "count": 4, "side": 8},
+        **{"kimg": 500.0, "train_seed": 0, "png": "", "nearest": None, "count": 4, "side": 8},
     }
 
 
