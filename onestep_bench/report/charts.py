@@ -32,7 +32,7 @@ def figures() -> list[dict]:
     over = [
         ("network evaluations", "nfe", "network evaluations (NFE)", "last", "all", model, 2),
         ("parameters", "params", "parameters", "last", "one", ["label", "sampler", "saw", "steps"], 10),
-        ("training", "passes", "network passes over the whole lineage (thousands)", "all", "one", model, 10),
+        ("training cost", "passes", "network passes over the whole lineage (thousands)", "all", "one", model, 10),
         ("time to draw an image", "latency_ms", "milliseconds at batch 1", "last", "all", model, 10),
     ]
     return [

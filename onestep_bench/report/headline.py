@@ -34,7 +34,7 @@ def _compared(rows: pd.DataFrame) -> list[str]:
     labels = sorted(set(rows["label"]), key=str.casefold)
     students = [label for label in labels if not is_teacher(label)]
     teachers = [label for label in labels if is_teacher(label)]
-    who = f"{_count(len(students), 'method')}: {', '.join(students)}" if students else "no student yet"
+    who = f"{_count(len(students), 'method')}: {'; '.join(students)}" if students else "no student yet"
     beside = f", beside their teacher in {_count(len(teachers), 'way')} of sampling it" if teachers else ""
     sizes = ", ".join(sorted(set(rows["size"]), key=size_order))
     runs = rows.groupby(["label", "size"])[["teacher_seed", "train_seed"]].apply(lambda own: len(own.drop_duplicates()))
@@ -99,7 +99,7 @@ def _lead(rows: pd.DataFrame, lines: pd.DataFrame) -> dict:
     gap, low, high, verdict = ahead[next_one]
     interval = f" ({measured(low)} to {measured(high)})" if verdict != "unknown" else ""
     level = sorted(name for name, (*_, told) in ahead.items() if told == "within")
-    words = ", ".join(level[:_FEW]) + (f" and {len(level) - _FEW} more" if len(level) > _FEW else "")
+    words = "; ".join(level[:_FEW]) + (f" and {len(level) - _FEW} more" if len(level) > _FEW else "")
     return {"lead": f"{measured(gap)}{interval} before {next_one}", "verdict": verdict, "level": words}
 
 

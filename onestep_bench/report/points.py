@@ -141,7 +141,7 @@ def _shown(lines: pd.DataFrame, rows: pd.DataFrame, settings: list[str], metrics
     taken = {one["title"] for one in columns}
     titles = {key: f"{key} (setting)" if key in taken else key for key in settings}
     swept = [
-        column(f"set {key}", titles[key], _kind(values), 9 if "." in key else 2 if values.notna().mean() > 0.5 else 5)
+        column(f"set {key}", titles[key], _kind(values), 9 if "." in key else 2 if values.notna().mean() > 0.5 else 6)
         for key, values in ((key, lines[f"set {key}"]) for key in settings)
     ]
     columns = columns[:2] + swept + columns[2:]
