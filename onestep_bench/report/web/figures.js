@@ -46,7 +46,7 @@ class Figure {
     this.frame.hidden = !points.length;
     if (!points.length) return;
     const datasets = { points, ...extra };
-    const layer = specification.layer.filter((one) => datasets[one.data.name].length); // an axis of nothing has no ends
+    const layer = specification.layer.filter((one) => !one.data || datasets[one.data.name].length); // no ends of nothing
     const options = { actions: false, renderer: "svg", config: themed(), tooltip: false };
     const made = await vegaEmbed(this.frame, { ...specification, layer, datasets }, options);
     if (turn !== this.turn) return made.finalize(); // a later drawing has taken its place
