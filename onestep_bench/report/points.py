@@ -15,6 +15,12 @@ from onestep_bench.report.recipes import differing, results
 from onestep_bench.report.statistics import by_judge, largest_budget
 from onestep_bench.report.tables import BUSY, GROUP, PROTOCOL, is_teacher, size_order, summarise
 
+
+def column(key: str, title: str, kind: str = "text", rank: int = 0, about: str = "") -> dict:
+    """A column of a page's table."""
+    return {"key": key, "title": title, "kind": kind, "rank": rank, "about": about}
+
+
 _MOST_SETTINGS = 8  # columns of swept settings
 _NO_SETTINGS = ("size", "version", "data", "kimg", "classes", "teacher", "init")
 # Key, title, kind, rank (0 stands at any width, the largest goes first; 9 stands only if asked for), what it is.
@@ -54,6 +60,19 @@ _COLUMNS = [
     ("models", "models", "text", 9, "store keys of the models, one a run"),
     ("recipe", "recipe", "text", 9, "hash of how it was trained over the whole lineage"),
 ]  # fmt: skip
+_JUDGED = [
+    column("label", "method"),
+    column("size", "size", "text", 2),
+    column("steps", "steps", "number"),
+    column("x", "first distance", "measured"),
+    column("y", "second distance", "measured"),
+    column("first", "first judge", "text", 3),
+    column("second", "second judge", "text", 3),
+    column("split", "split", "text", 1),
+    column("sampler", "sampler", "text", 4),
+    column("kimg", "kimg", "number", 5),
+    column("dataset", "data set", "text", 6),
+]
 # What the page can draw in the place of the distance, and which is better.
 _SCORES = {"fd_infinity": "lower", "kid": "lower", "precision": "higher", "recall": "higher", "density": "higher"}
 _SCORES |= {"coverage": "higher", "class_gap": "lower", "nn_ratio": "higher", "inception_score": "higher"}
@@ -67,11 +86,6 @@ def is_fid(features: str) -> bool:
 def distance_name(features: Iterable[str]) -> str:
     """'FID' where all judges are Inception networks, else 'Fréchet distance'."""
     return "FID" if all(map(is_fid, features)) else "Fréchet distance"
-
-
-def column(key: str, title: str, kind: str = "text", rank: int = 0, about: str = "") -> dict:
-    """A column of a page's table."""
-    return {"key": key, "title": title, "kind": kind, "rank": rank, "about": about}
 
 
 def plain(frame: pd.DataFrame, columns: list[dict]) -> dict:
@@ -232,8 +246,4 @@ def judged(rows: pd.DataFrame) -> dict | None:
         found.append(both.rename(columns={"fid_mean_x": "x", "fid_mean_y": "y"}))
     if not found:
         return None
-    names = ("dataset", "split", "label", "size", "steps", "sampler", "kimg", "first", "x", "second", "y")
-    kinds = {"x": "measured", "y": "measured", "steps": "number", "kimg": "number"}
-    titles = {"first": "judge", "x": "its distance", "second": "other judge", "y": "its distance "}
-    columns = [column(name, titles.get(name, name), kinds.get(name, "text")) for name in names]
-    return plain(pd.concat(found), columns)
+    return plain(pd.concat(found), _JUDGED)
