@@ -5,13 +5,15 @@ comparable only under one protocol: tables and figures show those of one, and th
 """
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from onestep_bench import __version__
-from onestep_bench.grid.cells import Grid, executed_path, failed_path, status_of
+from onestep_bench.grid.cells import Cell, Grid, Status, executed_path, failed_path, status_of
 from onestep_bench.report import charts, provenance
 from onestep_bench.report.executed import as_pages, environment
 from onestep_bench.report.headline import headline
@@ -32,55 +34,81 @@ def render(source: Grid | Path, out: Path | None = None) -> Path:
     out: default the grid's own folder, or the notebooks' folder. With several protocols each has figures of its own,
     named after data set and features. Figures of an earlier rendering that no longer exist are removed.
     """
-    grid = isinstance(source, Grid)
-    statuses = [status_of(cell, source.executed) for cell in source.cells] if grid else []
-    folder = source.executed if grid else source
-    done = [executed_path(status.cell, folder) for status in statuses if status.state == "done"]
-    notebooks = sorted(done) if grid else executed_in(folder)
-    # One that failed when it was run again is outdated too.
-    old = [executed_path(status.cell, folder) for status in statuses if status.state in ("outdated", "failed")]
-    outdated = sorted(filter(Path.exists, old))
-    failed = [failed_path(status.cell, folder) for status in statuses if status.state == "failed"]
-    failed = failed if grid else sorted(folder.glob("*.failed.ipynb"))
-    out = out or (source.out if grid else folder)
-    name = out.resolve().name if folder.name == "notebooks" else folder.name
-    rows, strips = read_rows(notebooks, outdated), read_strips(notebooks, outdated)
+    found = _found(source)
+    out = out or found.home
+    rows = read_rows(found.notebooks, found.outdated)
+    strips = named(read_strips(found.notebooks, found.outdated), extended(rows))
     write_text(out / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
     write_text(out / "summary.csv", summarise(rows).to_csv(index=False, lineterminator="\n"))
-    found, strips = results(rows), named(strips, extended(rows))
-    prints, parts, sheets = protocols(found, out), across(found, rows, out), _draw_sheets(one_a_name(strips), out)
+    scores = results(rows)
+    prints, parts, sheets = protocols(scores, out), across(scores, rows, out), _draw_sheets(one_a_name(strips), out)
     _remove_stale(out, {name for part in [*prints, *parts, *sheets] for name in part["files"]})
-    pages = as_pages([*notebooks, *outdated, *failed], out / "executed")
-    lines = provenance.cells(statuses, folder, pages, out) if grid else provenance.notebooks_of(folder, pages, out)
-    origin = provenance.tables(rows, [*notebooks, *outdated])
-    page = (
-        environment()
-        .get_template("report.html")
-        .render(
-            title=source.title if grid else name,
-            name=source.name if grid else name,
-            headline=headline(found),
-            parts=[part | {"tables": [table["caption"] for table in part["tables"]]} for part in parts],
-            prints=[*prints, *({"words": part["title"], "files": part["files"]} for part in parts), *sheets],
-            strips=len(strips),
-            nearest=any(strip.get("nearest") for strip in strips),
-            cells=lines,
-            grid=grid,
-            counts={state: sum(status.state == state for status in statuses) for state in _STATES},
-            outside=len(executed_in(folder)) - len(notebooks) - len(outdated),
-            notes=_notes(found),
-            rows=len(rows),
-            notebooks=len(notebooks) + len(outdated),
-            outdated=len(outdated),
-            sources=provenance.sources(rows),
-            origin=[table["caption"] for table in origin],
-            version=__version__,
-            data=_embedded(_data(rows, parts, origin, strips)),
-            vega=charts.scripts() if len(found) else "",
-        )
+    origin = provenance.tables(rows, [*found.notebooks, *found.outdated])
+    page = environment().get_template("report.html")
+    text = page.render(
+        _told(found, out),
+        headline=headline(scores),
+        notes=_notes(scores),
+        parts=[part | {"tables": [table["caption"] for table in part["tables"]]} for part in parts],
+        prints=[*prints, *({"words": part["title"], "files": part["files"]} for part in parts), *sheets],
+        strips=len(strips),
+        nearest=any(strip.get("nearest") for strip in strips),
+        rows=len(rows),
+        sources=provenance.sources(rows),
+        origin=[table["caption"] for table in origin],
+        version=__version__,
+        data=_embedded(_data(rows, parts, origin, strips)),
+        vega=charts.scripts() if len(scores) else "",
     )
-    write_text(out / "report.html", page)
+    write_text(out / "report.html", text)
     return out / "report.html"
+
+
+class _Found(NamedTuple):
+    """What there is to report. statuses: of a grid's cells. home: where its report goes by default."""
+
+    grid: Grid | None
+    statuses: list[Status]
+    folder: Path
+    home: Path
+    notebooks: list[Path]
+    outdated: list[Path]
+    failed: list[Path]
+
+
+def _found(source: Grid | Path) -> _Found:
+    if not isinstance(source, Grid):
+        failed = sorted(source.glob("*.failed.ipynb"))
+        return _Found(None, [], source, source, executed_in(source), [], failed)
+    folder = source.executed
+    statuses = [status_of(cell, folder) for cell in source.cells]
+
+    def those(*states: str, path: Callable[[Cell, Path], Path] = executed_path) -> list[Path]:
+        return sorted(path(status.cell, folder) for status in statuses if status.state in states)
+
+    # One that failed when it was run again is outdated too.
+    outdated = list(filter(Path.exists, those("outdated", "failed")))
+    failed = those("failed", path=failed_path)
+    return _Found(source, statuses, folder, source.out, those("done"), outdated, failed)
+
+
+def _told(found: _Found, out: Path) -> dict:
+    """What the page says of its grid or folder; the notebooks' own pages are written along with it."""
+    grid, folder, statuses = found.grid, found.folder, found.statuses
+    name = out.resolve().name if folder.name == "notebooks" else folder.name
+    read = len(found.notebooks) + len(found.outdated)
+    pages = as_pages([*found.notebooks, *found.outdated, *found.failed], out / "executed")
+    lines = provenance.cells(statuses, folder, pages, out) if grid else provenance.notebooks_of(folder, pages, out)
+    return {
+        "title": grid.title if grid else name,
+        "name": grid.name if grid else name,
+        "grid": grid,
+        "cells": lines,
+        "counts": {state: sum(status.state == state for status in statuses) for state in _STATES},
+        "notebooks": read,
+        "outdated": len(found.outdated),
+        "outside": len(executed_in(folder)) - read,
+    }
 
 
 def _data(rows: pd.DataFrame, parts: list[dict], origin: list[dict], strips: list[dict]) -> dict:
@@ -90,11 +118,7 @@ def _data(rows: pd.DataFrame, parts: list[dict], origin: list[dict], strips: lis
         "scores": score_table(rows) if scored else None,
         "figures": charts.figures() if scored else [],
         "parts": [
-            {
-                "tables": part["tables"],
-                "pair": part["pair"],
-                "figure": part["pair"] and _figure_of(part["pair"]),
-            }
+            {name: part[name] for name in ("tables", "pair")} | {"figure": part["pair"] and _figure_of(part["pair"])}
             for part in parts
         ],
         "origin": origin,
