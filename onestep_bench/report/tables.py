@@ -81,6 +81,26 @@ def read_rows(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -
     return rows
 
 
+def read_results(path: Path) -> pd.DataFrame:
+    """The rows of a results.csv, as `read_rows` gave them; what its recipes were is not in there.
+
+    Raises OnestepError for a file that is no such table.
+    """
+    texts = dict.fromkeys(FIELDS.keys() - set(_NUMBERS), str)  # a hash may look like a number
+    try:
+        rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+    except (ValueError, OSError) as error:
+        raise OnestepError(f"{path} cannot be read as a table of scores: {error}") from error
+    missing = sorted(FIELDS.keys() - LATER.keys() - set(rows))
+    if missing:
+        raise OnestepError(f"{path} is no results.csv of a report: it has no column {', '.join(missing)}")
+    rows = rows.assign(**{name: value for name, value in LATER.items() if name not in rows})
+    further = [name for name in rows if name not in FIELDS]
+    rows = rows[[*FIELDS, *further]].assign(**{name: pd.to_numeric(rows[name]) for name in [*_NUMBERS, *further]})
+    rows["warning"] = rows["warning"].fillna("")
+    return rows
+
+
 def read_strips(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -> list[dict]:
     """Every sample strip in a folder of executed notebooks, or in the notebooks given, each with its `dataset`.
 
