@@ -12,7 +12,7 @@ from synthetic import MODELS, frame, scores
 from tiny import row, strip
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.report import drawing, figures, labels, samples, tables
+from onestep_bench.report import colours, figures, labels, samples, tables
 
 
 def text_of(figure) -> str:
@@ -107,7 +107,7 @@ def test_older_rows_have_their_cost_in_images_and_say_so_when_asked_for_another(
 
 
 def test_a_label_keeps_its_colour_in_every_figure():
-    looks = drawing.palette(label for label, _, _ in MODELS)
+    looks = colours.looks(label for label, _, _ in MODELS)
     drawn = [draw(frame(scores()), looks=looks) for draw in (figures.fid_vs_steps, figures.fid_vs_cost)]
     wanted = mpl.colors.to_hex(looks["SlimFlow"][0])
     for figure in drawn:
