@@ -84,7 +84,7 @@ def curve(axes: Axes, lines: pd.DataFrame, x, look: tuple, **options):
 
 
 def floor_line(axes: Axes, rows: pd.DataFrame) -> list:
-    """A dotted line at what real images score, unless that is far below, where the caption tells it; the texts drawn."""
+    """A dotted line at what real images score, unless that is far below: captions tell it too. The texts drawn."""
     floor = rows["floor"].mean()
     if not floor > 0 or floor < axes.get_ylim()[0]:
         return []
