@@ -122,9 +122,7 @@ def _steps_in_rows(rows, lines: pd.DataFrame, claims: pd.DataFrame, words: str, 
     axes.set_xlabel(f"{distance(rows)}, lower is better")
     if (floor := rows["floor"].mean()) > 0:
         axes.axvline(floor, color=MUTED, linewidth=1, linestyle=":", zorder=1)
-        words += f" Real against real: {brief(floor)}" + (
-            ", dotted." if values[-1] == floor else ", left of the figure."
-        )
+        words += " Dotted: real images." if values[-1] == floor else ""
     dots = {f"{brief(nfe)} NFE": axes.scatter([], [], color=[shade[nfe]], s=34) for nfe in spent}
     _legend(axes, dots)
     if len(claims):
