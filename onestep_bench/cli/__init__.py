@@ -10,11 +10,11 @@ import sys
 from collections.abc import Sequence
 
 from onestep_bench import __version__
-from onestep_bench.cli import data, grids, listing, models, start, store
+from onestep_bench.cli import compare, data, grids, listing, models, start, store
 from onestep_bench.errors import OnestepError
 
-# Exit codes: 0 all well, 1 some cells are not done, 2 a mistake in the input, 130 interrupted,
-# 141 nobody reads what is printed.
+# Exit codes: 0 all well, 1 some cells are not done (of compare: a score is worse), 2 a mistake in the input,
+# 130 interrupted, 141 nobody reads what is printed.
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,6 +42,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action="version", version=f"onestep-bench {__version__}")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    for family in (start, grids, models, data, listing, store):
+    for family in (start, grids, compare, models, data, listing, store):
         family.add_commands(commands)
     return parser

@@ -69,7 +69,7 @@ _METHODS = {
     "gold": {"gdd-i": "D", "shortcut": "v", "tcm": "<"},
     "olive": {"progressive": "P", "soflow": "^", "dmd2": ">"},
     "green": {"slimflow": "^", "drifting": "o", "psd": "P"},
-    "crimson": {"2-rf++": "<", "rectified flow": "D"},
+    "crimson": {"2-rf++": "<", "moment matching": "D"},
     "brown": {"ect": "s", "ict": "v", "ct": ">"},
 }
 METHODS = {name: Look(HUES[hue].plain, mark) for hue, own in _METHODS.items() for name, mark in own.items()}
@@ -82,6 +82,7 @@ _ALIASES = {
     "truncated-consistency": "tcm",
     "progressive-self-distillation": "psd",
     "score-distillation": "dmd2",
+    "moment-matching": "moment matching",
     "meanflow-distillation": "meanflow, distilled",
     "facm-distillation": "facm, distilled",
     "edm": "teacher",

@@ -6,6 +6,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from onestep_bench.errors import OnestepError
+from onestep_bench.report.colours import looks as looks_of
 from onestep_bench.report.drawing import (
     MUTED,
     Looks,
@@ -17,8 +18,9 @@ from onestep_bench.report.drawing import (
     floor_line,
     log_labels,
     log_scale,
-    palette,
+    near_floor,
     protocol_words,
+    score_name,
     spread_words,
     styled,
 )
@@ -88,7 +90,7 @@ def two_by_two(
         where = own["family"].map(both.index) + 0.16 * (i - 0.5 * (len(set(lines["saw"])) - 1))
         curve(axes, own, where, look, linestyle="none", label=saw)
         points += [(x, fid, brief(fid), look[0], 8) for x, fid in zip(where.to_numpy(), own["fid_mean"], strict=True)]
-    log_scale(axes, [*lines["fid_mean"], *(lines["fid_mean"] + bars(lines)[1]), rows["floor"].mean()])
+    log_scale(axes, [*lines["fid_mean"], *(lines["fid_mean"] + bars(lines)[1]), *near_floor(rows, lines["fid_mean"])])
     axes.set_xticks(range(len(both)), both)
     axes.set_xlim(-0.6, len(both) - 0.4)
     axes.grid(visible=False, axis="x")
@@ -110,7 +112,7 @@ def held_out(
     Raises OnestepError when no model was scored against both splits, or for rows of several judges.
     """
     rows = results(rows)
-    looks = looks or palette(rows["label"])
+    looks = looks or looks_of(rows["label"])
     _one_judge(rows)
     students = rows[~_of_teachers(rows)]
     chosen = at_one_place(students if len(students) else rows, size, steps)
@@ -146,9 +148,9 @@ def held_out(
     for draw, floor in ((axes.axvline, floors["floor_train"]), (axes.axhline, floors["floor_test"])):
         if floor > 0:
             draw(floor, color=MUTED, linewidth=1, linestyle=":", zorder=1)
-    features = rows["features"].iloc[0]
-    axes.set_xlabel(f"Fréchet distance to the training split ({features} features)")
-    axes.set_ylabel(f"Fréchet distance to the test split ({features} features)")
+    score = score_name(rows["features"].iloc[0])
+    axes.set_xlabel(f"{score} to the training split")
+    axes.set_ylabel(f"{score} to the test split")
     name_ends(axes, [(gap.train, gap.test, _with_steps(gap), looks[gap.label][0]) for gap in gaps.itertuples()])
     runs = f"n = {gaps['runs'].min()}" + (f" to {gaps['runs'].max()}" if gaps["runs"].nunique() > 1 else "")
     caption(
@@ -170,7 +172,7 @@ def judges(
     Raises OnestepError when there are not two judges, or they have fewer than two models in common.
     """
     rows = results(rows)
-    looks = looks or palette(rows["label"])
+    looks = looks or looks_of(rows["label"])
     found = compared(rows, size, steps)
     scores, (left, right) = found.scores.copy(), found.judges
     if len(scores) < 2:
@@ -230,7 +232,7 @@ def copying(
     Raises OnestepError when no row has the ratio, or for rows of several judges.
     """
     rows = results(rows)
-    looks = looks or palette(rows["label"])
+    looks = looks or looks_of(rows["label"])
     rows = rows[rows["nn_ratio"].notna()]
     if rows.empty:
         raise OnestepError("nothing to draw: no score row has a nearest-neighbour ratio")
@@ -249,7 +251,8 @@ def copying(
         axes.plot(line["mean"], i, color=looks[label][0], marker=looks[label][1], markersize=6, linestyle="none")
     axes.axvline(1, color=MUTED, linewidth=1)
     axes.axvline(COPY, color=MUTED, linewidth=1, linestyle=":")
-    axes.set_xlim(0, max(1.1, 1.05 * names["mean"].max()))
+    reach = max([1.1, *names["mean"], *(high for _, high in names["interval"] if np.isfinite(high))])
+    axes.set_xlim(0, min(1.05 * reach, max(2, 1.05 * names["mean"].max())))
     axes.set_ylim(-0.7, len(names) - 0.3)
     axes.set_yticks(range(len(names)), [f"{label}, {steps} step{'s' * (steps > 1)}" for label, steps in names.index])
     axes.tick_params(axis="y", labelcolor="0.15")

@@ -11,12 +11,13 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, MaxNLocator, NullFormatter, NullLocator
 
+from onestep_bench.report.colours import Look
 from onestep_bench.report.labels import BACK
-from onestep_bench.report.tables import brief, is_teacher
+from onestep_bench.report.tables import brief
 
-_MARKERS = "oDs^v<>p"
+_FAR_BELOW = 3  # times: a floor farther below the best score would take the axis from the scores
 INK, MUTED = "0.15", "0.40"
 # A figure is at most 9 inches wide with its names: on a page 900 pixels wide its smallest letters have 10.
 STYLE = {
@@ -34,7 +35,7 @@ STYLE = {
     "figure.dpi": 160,
     "svg.hashsalt": "onestep_bench",  # otherwise element ids are random
 }
-Looks = dict[str, tuple]  # (colour, marker) of each label
+Looks = dict[str, Look]
 
 
 def styled(draw):
@@ -46,19 +47,6 @@ def styled(draw):
             return draw(*args, **kwargs)
 
     return in_style
-
-
-def palette(labels: Iterable[str]) -> Looks:
-    """One (colour, marker) per label: teachers in greys, students in seaborn's colour-blind palette and darker ones."""
-    labels = sorted(set(labels))
-    teachers = [label for label in labels if is_teacher(label)]
-    students = [label for label in labels if not is_teacher(label)]
-    greys = [str(level) for level in np.linspace(0.1, 0.6, max(len(teachers), 2)).round(2)]
-    # Without its grey, as teachers are grey here, and without what cannot be read as a name: yellow and pale pink.
-    colours = [colour for i, colour in enumerate(sns.color_palette("colorblind")) if i not in (6, 7, 8)]
-    colours += [tuple(0.55 * part for part in colour) for colour in colours]
-    looks = {label: (greys[i], _MARKERS[i % len(_MARKERS)]) for i, label in enumerate(teachers)}
-    return looks | {label: (colours[i % len(colours)], _MARKERS[i % len(_MARKERS)]) for i, label in enumerate(students)}
 
 
 def blank(*, wide: float = 7.2, high: float = 4.6) -> tuple[Figure, Axes]:
@@ -96,9 +84,9 @@ def curve(axes: Axes, lines: pd.DataFrame, x, look: tuple, **options):
 
 
 def floor_line(axes: Axes, rows: pd.DataFrame) -> list:
-    """A dotted line at what real images score; the texts drawn."""
+    """A dotted line at what real images score, unless that is far below: captions tell it too. The texts drawn."""
     floor = rows["floor"].mean()
-    if not floor > 0:
+    if not floor > 0 or floor < axes.get_ylim()[0]:
         return []
     axes.axhline(floor, color=MUTED, linewidth=1, linestyle=":", zorder=1)
     words = axes.annotate(
@@ -109,10 +97,16 @@ def floor_line(axes: Axes, rows: pd.DataFrame) -> list:
         textcoords="offset points",
         va="top",
         color=MUTED,
-        fontsize=8,
+        fontsize=8.5,
         bbox=BACK,
     )
     return [words]
+
+
+def near_floor(rows: pd.DataFrame, values: Iterable[float]) -> list[float]:
+    """The floor, if it is so near to the least of these values that an axis should reach down to it; else nothing."""
+    floor = rows["floor"].mean()
+    return [floor] if floor > min(values) / _FAR_BELOW else []
 
 
 def log_scale(axes: Axes, values: Iterable[float]) -> None:
@@ -135,23 +129,44 @@ def log_labels(axis, low: float, high: float) -> None:
 
 
 def log_ticks(axes: Axes, values: Iterable[float], text=brief) -> None:
-    """A logarithmic x axis whose ticks are the values that occur; of those that would touch, the first."""
+    """A logarithmic x axis whose ticks are the values that occur; of those whose numbers would touch, the first."""
     values = sorted(set(values))
     axes.set_xscale("log")
-    span = np.log(max(values) / min(values)) or 1.0
+    # Names of ticks are as wide as their letters, about 0.65 of their height each, and stand half a letter apart.
+    letter = 0.65 * STYLE["xtick.labelsize"] / (72 * axes.get_window_extent().width / axes.figure.dpi)
+    span = 1.25 * np.log(max(values) / min(values)) or 1.0  # with the margins
     ticks: list[float] = []
     for value in values:
-        if not ticks or np.log(value / ticks[-1]) > 0.075 * span:
+        room = letter * (1.5 + (len(text(value)) + len(text(ticks[-1]))) / 2) if ticks else 0
+        if not ticks or np.log(value / ticks[-1]) / span > room:
             ticks.append(value)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
 
 
+def log_numbers(axes: Axes, values: Iterable[float], text=brief) -> None:
+    """A logarithmic x axis with round numbers, for values of which each occurs once."""
+    values = [value for value in values if value > 0]
+    low, high = min(values), max(values)
+    axes.set_xscale("log")
+    rounds = MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]).tick_values(low, high)
+    log = LogLocator(subs=(1, 2, 5)).tick_values(low, high)
+    ticks = log if high / low > 6 else rounds
+    axes.xaxis.set_major_locator(FixedLocator([tick for tick in ticks if low / 1.3 <= tick <= 1.3 * high]))
+    axes.xaxis.set_minor_locator(NullLocator())
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: text(value)))
+
+
+def score_name(features: str) -> str:
+    """What the score of a judge is called: FID is a name for Inception's features alone."""
+    return f"FID ({features})" if features.startswith("inception") else f"Fréchet distance ({features} judge)"
+
+
 def distance(rows: pd.DataFrame) -> str:
-    """What the FID of rows is a distance between, for an axis."""
+    """What the score of rows is a distance between, for an axis."""
     split = {"all": "all images"}.get(rows["split"].iloc[0], f"{rows['split'].iloc[0]} split")
-    return f"Fréchet distance ({rows['features'].iloc[0]} features, {split})"
+    return score_name(f"{rows['features'].iloc[0]}")[:-1] + f", {split})"
 
 
 def spread_words(lines: pd.DataFrame) -> str:
@@ -178,14 +193,14 @@ def _range(numbers: pd.Series) -> str:
 
 def caption(axes: Axes, *paragraphs: str, down: float = 38) -> None:
     """What was measured and how, small and under the plot."""
-    wide = int(axes.figure.get_figwidth() * 17.5)
+    wide = int(axes.figure.get_figwidth() * 15)
     axes.annotate(
         "\n".join(line for words in paragraphs for line in textwrap.wrap(words, wide)),
         (0, 0),
         xycoords="axes fraction",
         xytext=(-32, -down),
         textcoords="offset points",
-        fontsize=7.2,
+        fontsize=8.5,
         color=MUTED,
         va="top",
         linespacing=1.4,
@@ -194,5 +209,7 @@ def caption(axes: Axes, *paragraphs: str, down: float = 38) -> None:
 
 
 def protocol_words(rows: pd.DataFrame) -> str:
-    """The protocol of rows, for a caption."""
-    return f"Protocol: {rows['protocol'].iloc[0]}"
+    """The protocol of rows, and what real images score by it, for a caption."""
+    floor = rows["floor"].mean()
+    real = f"; real against real: {brief(floor)}" if floor > 0 else ""
+    return f"Protocol: {rows['protocol'].iloc[0]}{real}"

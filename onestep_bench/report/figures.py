@@ -2,23 +2,28 @@
 
 from pathlib import Path
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from onestep_bench.errors import OnestepError
+from onestep_bench.report.colours import looks as looks_of
 from onestep_bench.report.drawing import (
     MUTED,
     Looks,
+    bars,
     blank,
     caption,
     curve,
     distance,
     floor_line,
+    log_labels,
+    log_numbers,
     log_scale,
     log_ticks,
-    palette,
+    near_floor,
     protocol_words,
     spread_words,
     styled,
@@ -31,9 +36,11 @@ from onestep_bench.report.tables import brief, drawable, is_teacher, large, mill
 PUBLISHED = Path(__file__).with_name("published.csv")
 
 _CLAIMED = "0.55"
+_NAMED = 8  # series that one figure has room to name at their points
+_CURVES = 12  # curves over steps that the eye can follow; of more, each model has a row of its own
 _MANY = 14  # series that one figure can hold; of more, one size of each label is drawn
 _APART = (0.0, 0.03, -0.03, 0.06, -0.06)  # by which shares of the axis points at one place step aside
-_TOO_BAD = 3  # times the worst student, from which on a teacher is named under a figure instead
+_TOO_BAD = 5  # times the median student, from which on a model is named under a figure instead
 COSTS = {
     "passes": "network passes over the whole lineage (thousands of images; a backward pass counts as two)",
     "kimg": "training images over the whole lineage (thousands)",
@@ -47,7 +54,7 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: Looks | N
     """FID against network evaluations, one line per model, a point where it has one number; of budgets the largest.
 
     Of many sizes one is drawn, as the caption says. published: draw the papers' claims too, where rows and claims speak
-    of the same thing (Inception features and the same data set). looks: `palette(labels)` of a larger set of rows, so
+    of the same thing (Inception features and the same data set). looks: `colours.looks` of a larger set of labels, so
     that colours agree between figures.
     Raises OnestepError for no rows, or rows of more than one protocol.
     """
@@ -57,6 +64,8 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: Looks | N
         raise OnestepError("nothing to draw: no score is a positive number")
     lines, words = _one_size(lines)
     claims = _claims(rows) if published else _no_claims()
+    if lines.groupby(["label", "size", "kimg"], dropna=False).ngroups > _CURVES:
+        return _steps_in_rows(rows, lines, claims, words, looks)
     figure, axes = blank(high=5.4 if len(claims) else 4.6)
     curves = [own.sort_values("nfe") for _, own in lines.groupby(["label", "size", "kimg"], dropna=False)]
     # The legend reads from top to bottom as the lines begin at the left.
@@ -71,7 +80,7 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: Looks | N
         handles[_name(lines, label, size)] = curve(axes, own, own["nfe"] * shift, looks[label], linestyle=dashes[size])
     if len(claims):
         handles["published"] = axes.plot(claims["nfe"], claims["fid"], **_claim_look())[0]
-    log_scale(axes, [*lines["fid_mean"], *claims["fid"], rows["floor"].mean()])
+    log_scale(axes, [*lines["fid_mean"], *claims["fid"], *near_floor(rows, lines["fid_mean"])])
     log_ticks(axes, {*lines["steps"], lines["nfe"].max(), *claims["nfe"]})
     axes.set_xlabel("network evaluations (NFE)")
     _at_steps(axes, rows, None)
@@ -83,6 +92,42 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: Looks | N
     aside = " Points of one number of evaluations stand a little apart." if singles > 1 else ""
     more = " One-step ones are named in the plot against parameters." if len(claims) else ""
     _caption(axes, rows, lines, words + aside, claims, more)
+    return figure
+
+
+def _steps_in_rows(rows, lines: pd.DataFrame, claims: pd.DataFrame, words: str, looks: Looks) -> Figure:
+    """A row a model, the best on top, and on it a point a number of evaluations, the darker the more of them."""
+    groups = [own.sort_values("nfe") for _, own in lines.groupby(["label", "size", "kimg"], dropna=False)]
+    groups.sort(key=lambda own: own["fid_mean"].min())
+    figure, axes = blank(high=1.2 + 0.24 * len(groups))
+    spent = sorted(set(lines["nfe"]))
+    shades = mpl.colormaps["viridis_r"](0.1 + 0.9 * np.log(spent) / max(np.log(max(spent)), 1))
+    shade = dict(zip(spent, shades, strict=True))
+    for place, own in enumerate(groups):
+        look = looks[own["label"].iloc[0]]
+        axes.plot(own["fid_mean"], [place] * len(own), color=look.colour, linewidth=1, zorder=1)
+        ends = np.stack([own["fid_mean"] - bars(own)[0], own["fid_mean"] + bars(own)[1]])
+        # Below the row's line, which would hide them.
+        axes.hlines([place + 0.28] * len(own), *ends, colors=[shade[nfe] for nfe in own["nfe"]], linewidth=1.2)
+        style = {"s": 34, "edgecolors": "white", "linewidths": 0.6, "zorder": 3}
+        axes.scatter(own["fid_mean"], [place] * len(own), c=[shade[nfe] for nfe in own["nfe"]], **style)
+    axes.set_xscale("log")
+    values = [*lines["fid_mean"], *near_floor(rows, lines["fid_mean"])]
+    axes.set_xlim(min(values) / 1.25, max(values) * 1.15)
+    log_labels(axes.xaxis, *axes.get_xlim())
+    axes.set_ylim(len(groups) - 0.4, -0.6)
+    axes.set_yticks(range(len(groups)), [_name(lines, *own[["label", "size"]].iloc[0]) for own in groups])
+    for tick, own in zip(axes.get_yticklabels(), groups, strict=True):
+        tick.set_color(looks[own["label"].iloc[0]].colour)
+    axes.set_xlabel(f"{distance(rows)}, lower is better")
+    if (floor := rows["floor"].mean()) > 0:
+        axes.axvline(floor, color=MUTED, linewidth=1, linestyle=":", zorder=1)
+        words += " Dotted: real images." if values[-1] == floor else ""
+    dots = {f"{brief(nfe)} NFE": axes.scatter([], [], color=[shade[nfe]], s=34) for nfe in spent}
+    _legend(axes, dots)
+    if len(claims):
+        words += " Published figures are in the plot against parameters."
+    _caption(axes, rows, lines, f"{words} Rows by their lowest mean.", _no_claims())
     return figure
 
 
@@ -106,7 +151,10 @@ def fid_vs_params(rows: pd.DataFrame, *, steps: int = 1, published: bool = True,
     front = _pareto(lines[~lines["label"].map(is_teacher)])
     if len(front) > 1:
         axes.step(front["params"], front["fid_mean"], where="post", color="0.85", linewidth=4, zorder=1)
-    log_scale(axes, [*lines["fid_mean"], *claims["fid"], rows["floor"].mean(), _best_of_teachers(every, steps)])
+    log_scale(
+        axes,
+        [*lines["fid_mean"], *claims["fid"], *near_floor(rows, lines["fid_mean"]), _best_of_teachers(every, steps)],
+    )
     log_ticks(axes, {*lines["params"], *claims["params"]}, text=millions)
     axes.margins(x=0.08)
     axes.set_xlabel("parameters")
@@ -167,16 +215,19 @@ def _against(rows, every, lines, x: str, words: str, steps: int | None, looks: L
     lines, sizes = _one_size(lines)
     figure, axes = blank()
     curves = [own.sort_values(x) for _, own in lines.groupby(["label", "size"])]
-    curves.sort(key=lambda own: -own["fid_mean"].iloc[0])
+    curves.sort(key=lambda own: -own["fid_mean"].iloc[0 if steps is None else -1])
     drawn = [curve(axes, own, x, looks[own["label"].iloc[0]], linewidth=0.9, alpha=0.9) for own in curves]
-    log_scale(axes, [*lines["fid_mean"], rows["floor"].mean(), _best_of_teachers(every, steps)])
-    log_ticks(axes, lines[x], text=text)
+    # A line of budgets or steps may come from above.
+    shown = lines["fid_mean"].clip(upper=_cap(lines[lines["steps"] == lines["steps"].min()]))
+    log_scale(axes, [*shown, *near_floor(rows, shown), _best_of_teachers(every, steps)])
+    log_numbers(axes, lines[x], text=text)
     axes.margins(x=0.12)
     axes.set_xlabel(words)
     _at_steps(axes, rows, steps)
     teacher, target = _teacher_line(axes, every, steps), floor_line(axes, rows)
     names = [_name(lines, *own[["label", "size"]].iloc[0]) for own in curves]
-    if steps is None:  # models of one step take about as long: no room for names between them
+    # Models of one step take about as long, and of many models no name finds room between the others.
+    if steps is None or len(curves) > _NAMED:
         _legend(axes, dict(zip(names, drawn, strict=True)))
     else:
         ends = [(own.iloc[-1], name) for own, name in zip(curves, names, strict=True)]
@@ -189,26 +240,31 @@ def _against(rows, every, lines, x: str, words: str, steps: int | None, looks: L
 def _ready(rows: pd.DataFrame, looks: Looks | None) -> tuple[pd.DataFrame, Looks]:
     rows = results(rows)
     one_protocol(rows)
-    return rows, looks or palette(rows["label"])
+    return rows, looks or looks_of(rows["label"])
 
 
 def _at(rows: pd.DataFrame, steps: int) -> tuple[pd.DataFrame, pd.DataFrame, str]:
     """All lines, those at a number of steps that are to be drawn, and words for those that are too bad to be.
 
-    A teacher in one step may score fifty times worse than its students, whose differences would drown in that.
+    A teacher in one step, or a student that failed, may score fifty times worse than the others, whose differences
+    would drown in that.
     """
     every = drawable(rows)
     lines = every[every["steps"] == steps]
     if lines.empty:
         raise OnestepError(f"nothing to draw: no scores at {steps} steps, only at {sorted(set(every['steps']))}")
-    teacher = lines["label"].map(is_teacher)
-    worst = lines["fid_mean"].groupby(lines["label"]).transform("max")
-    above = teacher & (worst > _TOO_BAD * lines.loc[~teacher, "fid_mean"].max())
+    above = lines["fid_mean"].groupby(lines["label"]).transform("min") > _cap(lines)
     found = lines[above].groupby("label")["fid_mean"].agg(["min", "max"])
     ranges = [
         f"{name} {brief(low)}" + (f" to {brief(high)}" if high > low else "") for name, low, high in found.itertuples()
     ]
     return every, lines[~above], f"Above the figure: {', '.join(ranges)}." if ranges else ""
+
+
+def _cap(lines: pd.DataFrame) -> float:
+    """The score from which on a model is too bad to be drawn beside the others."""
+    students = lines.loc[~lines["label"].map(is_teacher), "fid_mean"]
+    return _TOO_BAD * students.median() if len(students) else np.inf
 
 
 def _at_steps(axes: Axes, rows: pd.DataFrame, steps: int | None) -> None:
@@ -268,7 +324,8 @@ def _teacher_line(axes: Axes, every: pd.DataFrame, steps: int | None) -> str:
     words = ""
     for best in _best_teacher(every, steps).itertuples():
         axes.axhline(best.fid_mean, color=MUTED, linewidth=1, linestyle=(0, (5, 3)), zorder=1)
-        words = f"Dashed: the best teacher ({best.label}, {best.size}, {best.steps} steps: {brief(best.fid_mean)})."
+        name = f"{best.label}, {best.size}, {best.steps} steps"
+        words = f"Dashed: the teacher of the lowest mean ({name}: {brief(best.fid_mean)})."
     return words
 
 

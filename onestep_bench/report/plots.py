@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from onestep_bench.data.pixels import to_uint8
 from onestep_bench.errors import OnestepError
-from onestep_bench.report.drawing import palette
+from onestep_bench.report.colours import looks as looks_of
 from onestep_bench.store.files import replacing
 
 SIDE = 64  # pixels of an image that a person can make out
@@ -74,7 +74,7 @@ def curves(
 def over_evaluations(lines: Mapping[str, tuple[Iterable[float], Iterable[float]]], *, y: str) -> Figure:
     """One labelled line per item, (network evaluations a sample, scores), both logarithmic; teachers in greys."""
     figure, axes = _axes()
-    looks = palette(lines)
+    looks = looks_of(lines)
     for label, (spent, scores) in lines.items():
         colour, marker = looks[label]
         axes.plot(list(spent), list(scores), f"{marker}-", label=label, color=colour)

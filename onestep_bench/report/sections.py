@@ -8,10 +8,12 @@ from pathlib import Path
 import matplotlib as mpl
 import pandas as pd
 from matplotlib.figure import Figure
+from PIL import Image
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.report import comparisons, figures
-from onestep_bench.report.drawing import STYLE, palette
+from onestep_bench.report.colours import looks as looks_of
+from onestep_bench.report.drawing import STYLE
 from onestep_bench.report.points import column, judged, plain, weight
 from onestep_bench.report.recipes import search_table
 from onestep_bench.report.statistics import COPY, by_judge, components, differences, generalisation_gap
@@ -29,7 +31,7 @@ def protocols(rows: pd.DataFrame, out: Path) -> list[dict]:
 
     That is the test split, judged by a judge that knows classes. It has all figures, the others three.
     """
-    looks = palette(rows["label"])
+    looks = looks_of(rows["label"])
     groups = sorted((group for _, group in rows.groupby(PROTOCOL)), key=weight)
     split = rows["split"].nunique() > 1
     names = [f"{one.dataset}-{one.features}" + f"-{one.split}" * split for one in (own.iloc[0] for own in groups)]
@@ -80,7 +82,16 @@ def save(figure: Figure, path: Path) -> str:
     tight = {} if path.name.startswith("samples") else {"bbox_inches": "tight", "pad_inches": 0.08}
     with replacing(path) as temporary, mpl.rc_context(STYLE):
         figure.savefig(temporary, format=kind, metadata=metadata, dpi="figure", **tight)
+        if kind == "png":
+            _fewer_colours(temporary)
     return path.name
+
+
+def _fewer_colours(path: Path) -> None:
+    """Store a PNG with a palette of 256 colours: a third of the bytes, and no eye sees which."""
+    with Image.open(path) as picture:
+        flat = picture.convert("RGB").quantize(256, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    flat.save(path, format="png", optimize=True)
 
 
 def endings(names: list[str]) -> list[str]:
@@ -106,7 +117,7 @@ def across(rows: pd.DataFrame, searched: pd.DataFrame, out: Path) -> list[dict]:
     rows: results. searched: all rows, with those of searches. A part with `pair` has a figure of its table's two
     columns of these names, one against the other.
     """
-    looks = palette(rows["label"])
+    looks = looks_of(rows["label"])
     groups = list(rows.groupby("dataset", sort=True))
     parts = []
     for (dataset, own), ending in zip(groups, endings([name for name, _ in groups]), strict=True):

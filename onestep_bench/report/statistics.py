@@ -133,39 +133,45 @@ def differences(rows: pd.DataFrame, level: float = 0.95, *, of: str | None = Non
         for first, second in combinations(sorted(tables), 2):
             if of not in (None, first, second):
                 continue
-            found = _difference(tables[first], tables[second], level)
+            found = difference(tables[first], tables[second], level)
             lines.append({"size": size, "steps": steps, "first": first, "second": second} | found)
     columns = ["size", "steps", "first", "second", "difference", "low", "high", "paired", "runs", "verdict"]
     return pd.DataFrame(lines, columns=columns)
 
 
-def _difference(first: pd.DataFrame, second: pd.DataFrame, level: float) -> dict:
-    """Of two tables of scores, a line per training run and a column per sampling seed."""
+def difference(first: pd.DataFrame, second: pd.DataFrame, level: float = 0.95) -> dict:
+    """Of two tables of scores, a line per training run and a column per sampling seed: mean of first less second.
+
+    Keys: difference, low, high, p (two-sided), error (its standard error) and freedom (degrees of it), paired, runs,
+    verdict; see `differences`. All of noise is NaN where a table has one run, or a score that is NaN.
+    """
     runs, seeds = first.index.intersection(second.index), first.columns.intersection(second.columns)
     if len(runs) > 1 and len(seeds):
         gaps = (first.loc[runs, seeds].to_numpy() - second.loc[runs, seeds].to_numpy()).mean(axis=1)
-        return _verdict(gaps.mean(), interval(gaps, level), paired=True, runs=str(len(runs)))
+        error = gaps.std(ddof=1) / len(gaps) ** 0.5 if np.isfinite(gaps).all() else np.nan
+        return _verdict(gaps.mean(), error, len(gaps) - 1, level, paired=True, runs=str(len(runs)))
     ours, theirs = (table.mean(axis=1, skipna=False).to_numpy() for table in (first, second))
-    bounds = _welch(ours, theirs, level)
-    return _verdict(ours.mean() - theirs.mean(), bounds, paired=False, runs=f"{len(ours)}, {len(theirs)}")
+    words = {"paired": False, "runs": f"{len(ours)}, {len(theirs)}"}
+    return _verdict(ours.mean() - theirs.mean(), *_welch(ours, theirs), level, **words)
 
 
-def _welch(first: np.ndarray, second: np.ndarray, level: float) -> Interval:
+def _welch(first: np.ndarray, second: np.ndarray) -> tuple[float, float]:
+    """Standard error of a difference of two means, and its degrees of freedom."""
     if min(len(first), len(second)) < 2 or not np.isfinite([*first, *second]).all():
-        return Interval(np.nan, np.nan)
+        return np.nan, np.nan
     errors = [values.var(ddof=1) / len(values) for values in (first, second)]
     if not sum(errors):
-        return Interval(*[first.mean() - second.mean()] * 2)
+        return 0.0, 1.0
     freedom = sum(errors) ** 2 / sum(e**2 / (len(v) - 1) for e, v in zip(errors, (first, second), strict=True))
-    half = stats.t.ppf((1 + level) / 2, freedom) * sum(errors) ** 0.5
-    gap = first.mean() - second.mean()
-    return Interval(gap - half, gap + half)
+    return sum(errors) ** 0.5, freedom
 
 
-def _verdict(gap: float, bounds: Interval, **more) -> dict:
-    known = np.isfinite(bounds.low)
-    words = ("larger" if bounds.low > 0 or bounds.high < 0 else "within") if known else "unknown"
-    return {"difference": gap, **bounds._asdict(), **more, "verdict": words}
+def _verdict(gap: float, error: float, freedom: float, level: float, **more) -> dict:
+    half = stats.t.ppf((1 + level) / 2, freedom) * error
+    p = 2 * stats.t.sf(abs(gap) / error, freedom) if error else float(gap == 0)
+    words = "unknown" if np.isnan(half) else "larger" if abs(gap) > half else "within"
+    bounds = {"low": gap - half, "high": gap + half, "p": p, "error": error, "freedom": freedom}
+    return {"difference": gap, **bounds, **more, "verdict": words}
 
 
 def largest_budget(rows: pd.DataFrame) -> pd.DataFrame:

@@ -25,8 +25,11 @@ _MODEL = [*PROTOCOL, "features", "label", "size", "saw", "recipe", "sampler", "s
 GROUP = [*_MODEL, "kimg"]
 _READ = ("fid", "floor", "nn_ratio", *QUALITIES, "nfe", "macs", "passes", "train_macs", "throughput")
 # Which is better, of the metrics that a table shows of all rows, and of its other columns.
-_BETTER = {"precision": "higher", "recall": "higher", "class gap": "lower"}
-_COSTS = dict.fromkeys(("FD", "FD-infinity", "KID", "passes (k)", "train MACs", "seconds", "latency ms"), "lower")
+_BETTER = {"precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher"}
+_BETTER |= {"inception score": "higher", "class gap": "lower"}
+_COSTS = dict.fromkeys(
+    ("FD", "FID", "FD-infinity", "KID", "passes (k)", "train MACs", "seconds", "latency ms"), "lower"
+)
 _NUMBERS = ["teacher_seed", "train_seed", "steps", "nfe", "seed", "fid", "floor", "nn_ratio", *QUALITIES, "params"]
 _NUMBERS += ["macs", "kimg", "passes", "train_macs", "samples", *MEASURED]
 BUSY = 0.5  # cores that something else had, above which measured seconds are marked
@@ -79,6 +82,26 @@ def read_rows(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -
     rows = rows.assign(**{name: pd.to_numeric(rows[name]) for name in [*_NUMBERS, *further]})
     rows = rows.sort_values(_ORDER, kind="stable", ignore_index=True)
     rows.attrs.update(metrics=further, recipes=recipes)
+    return rows
+
+
+def read_results(path: Path) -> pd.DataFrame:
+    """The rows of a results.csv, as `read_rows` gave them; what its recipes were is not in there.
+
+    Raises OnestepError for a file that is no such table.
+    """
+    texts = dict.fromkeys(FIELDS.keys() - set(_NUMBERS), str)  # a hash may look like a number
+    try:
+        rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
+    except (ValueError, OSError) as error:
+        raise OnestepError(f"{path} cannot be read as a table of scores: {error}") from error
+    missing = sorted(FIELDS.keys() - LATER.keys() - set(rows))
+    if missing:
+        raise OnestepError(f"{path} is no results.csv of a report: it has no column {', '.join(missing)}")
+    rows = rows.assign(**{name: value for name, value in LATER.items() if name not in rows})
+    further = [name for name in rows if name not in FIELDS]
+    rows = rows[[*FIELDS, *further]].assign(**{name: pd.to_numeric(rows[name]) for name in [*_NUMBERS, *further]})
+    rows["warning"] = rows["warning"].fillna("")
     return rows
 
 
@@ -233,6 +256,7 @@ def table(rows: pd.DataFrame) -> Styler:
     one_protocol(rows)
     better = _BETTER | rows.attrs.get("metrics", {})
     lines = summarise(rows).sort_values(["fid_mean", "label", "size", "steps"], kind="stable", ignore_index=True)
+    score = "FID" if rows["features"].iloc[0].startswith("inception") else "FD"
     shown = pd.DataFrame(
         {
             "model": lines["label"],
@@ -241,10 +265,13 @@ def table(rows: pd.DataFrame) -> Styler:
             "sampler": lines["sampler"],
             "steps": lines["steps"],
             "NFE": lines["nfe"],
-            "FD": lines["fid_mean"],
+            "kimg": lines["kimg"],
+            # Names of shapes and weights, where these alone would tell two lines apart.
+            **{name: lines[name] for name in ("params", "weights") if _tells_apart(lines, name)},
+            score: lines["fid_mean"],
             "95 % interval": [_interval(line) for line in lines.itertuples()],
             # Of one draw the mean is it; papers report the lowest of several.
-            "lowest": lines["fid_min"].where(lines["seeds"] * lines["runs"] > 1),
+            "min over seeds": lines["fid_min"].where(lines["seeds"] * lines["runs"] > 1),
             "runs": lines["runs"],
             "best snapshot": lines["fid_snapshot"],
             "FD-infinity": lines["fd_infinity"],
@@ -253,9 +280,11 @@ def table(rows: pd.DataFrame) -> Styler:
             "KID": lines["kid"],
             "precision": lines["precision"],
             "recall": lines["recall"],
+            "density": lines["density"],
+            "coverage": lines["coverage"],
+            "inception score": lines["inception_score"],
             "class gap": lines["class_gap"],
             **lines[list(rows.attrs.get("metrics", {}))],
-            "kimg": lines["kimg"],
             "passes (k)": lines["passes"],
             "train MACs": lines["train_macs"],
             "seconds": lines["train_seconds"],
@@ -263,7 +292,8 @@ def table(rows: pd.DataFrame) -> Styler:
         }
     )
     # Rows of small or old runs lack some.
-    shown = shown.drop(columns=[name for name in shown.columns[6:] if shown[name].isna().all()])
+    named = shown.columns.get_loc(score)
+    shown = shown.drop(columns=[name for name in shown.columns[named:] if shown[name].isna().all()])
     # NFE, steps and the like are settings, not results; a column in which all are equal has no best.
     lowest, highest = (
         [name for name in shown if {**better, **_COSTS}.get(name) == side and shown[name].nunique() > 1]
@@ -275,7 +305,7 @@ def table(rows: pd.DataFrame) -> Styler:
     style = style.format(
         {
             **dict.fromkeys(
-                {"FD", "lowest", "best snapshot", "FD-infinity", "floor", "latency ms"} & set(shown), measured
+                {score, "min over seeds", "best snapshot", "FD-infinity", "floor", "latency ms"} & set(shown), measured
             ),
             **dict.fromkeys([name for name in [*better, "KID", "NN ratio"] if name in shown], "{:.3f}"),
             **dict.fromkeys({"NFE", "kimg", "passes (k)"} & set(shown), brief),
@@ -290,6 +320,12 @@ def table(rows: pd.DataFrame) -> Styler:
     # Seconds that were measured beside other work carry a star; it is of the cell's text, not of its value.
     crowded = lines.index[(lines["busy"] > BUSY) & lines["train_seconds"].notna()]
     return style.format("{:.0f}*", subset=(crowded, "seconds")) if len(crowded) else style
+
+
+def _tells_apart(lines: pd.DataFrame, name: str) -> bool:
+    """Whether two lines are equal in all that a table shows of how they were made, but for this."""
+    place = ["label", "saw", "size", "sampler", "steps", "kimg"]
+    return bool((lines.groupby(place, dropna=False)[name].nunique() > 1).any())
 
 
 def _interval(line: tuple) -> str | None:

@@ -8,7 +8,7 @@ from tiny import executed, page_data, row
 
 from onestep_bench import report
 from onestep_bench.errors import OnestepError
-from onestep_bench.report import comparisons, drawing, figures, recipes
+from onestep_bench.report import colours, comparisons, drawing, figures, recipes
 from onestep_bench.report.labels import name_ends
 
 
@@ -65,10 +65,10 @@ def test_lines_of_judges_that_contradict_each_other_are_coloured_others_grey():
         for label, fid in own.items()
         for seed in range(3)
     ]
-    looks = drawing.palette("ABC")
+    looks = colours.looks("ABC")
     figure = comparisons.judges(frame(rows), looks=looks)
-    colours = [mpl.colors.to_hex(line.get_color()) for line in figure.axes[0].get_lines()]
-    assert colours == [mpl.colors.to_hex(colour) for colour in (looks["A"][0], looks["B"][0], "0.72")]
+    drawn = [mpl.colors.to_hex(line.get_color()) for line in figure.axes[0].get_lines()]
+    assert drawn == [mpl.colors.to_hex(colour) for colour in (looks["A"][0], looks["B"][0], "0.72")]
     assert "Kendall's tau 0.33" in words(figure)
     with pytest.raises(OnestepError, match="the scores are of one judge"):
         comparisons.judges(by(frame(rows)))

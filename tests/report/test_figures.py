@@ -12,7 +12,7 @@ from synthetic import MODELS, frame, scores
 from tiny import row, strip
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.report import drawing, figures, labels, samples, tables
+from onestep_bench.report import colours, drawing, figures, labels, samples, tables
 
 
 def text_of(figure) -> str:
@@ -42,7 +42,7 @@ def test_fid_vs_steps_has_a_line_per_model_over_counted_evaluations():
     figure = figures.fid_vs_steps(frame(rows))
     axes = figure.axes[0]
     assert axes.get_xlabel() == "network evaluations (NFE)"
-    assert axes.get_ylabel() == "Fréchet distance (digits features, train split)\nlower is better"
+    assert axes.get_ylabel() == "Fréchet distance (digits judge, train split)\nlower is better"
     assert [tick for tick in axes.get_xticks() if tick in (1, 4, 7)] == [1, 4, 7]
     assert {text.get_text() for text in axes.get_legend().get_texts()} == {
         f"{label}, {size}" for label, size, _ in MODELS
@@ -55,7 +55,7 @@ def test_fid_vs_params_shows_one_step_models_and_the_best_teacher_as_a_line():
     figure = figures.fid_vs_params(frame(scores()))
     words = text_of(figure).replace("\n", " ")
     assert "SlimFlow" in words
-    assert "Dashed: the best teacher (teacher (heun), 0.2M, 4 steps: 376)" in words
+    assert "Dashed: the teacher of the lowest mean (teacher (heun), 0.2M, 4 steps: 376)" in words
     # Far above its students, where it would only flatten their differences, a teacher is named below the figure.
     assert "Above the figure: teacher (euler) 2001, teacher (heun) 1501." in words
 
@@ -107,7 +107,7 @@ def test_older_rows_have_their_cost_in_images_and_say_so_when_asked_for_another(
 
 
 def test_a_label_keeps_its_colour_in_every_figure():
-    looks = drawing.palette(label for label, _, _ in MODELS)
+    looks = colours.looks(label for label, _, _ in MODELS)
     drawn = [draw(frame(scores()), looks=looks) for draw in (figures.fid_vs_steps, figures.fid_vs_cost)]
     wanted = mpl.colors.to_hex(looks["SlimFlow"][0])
     for figure in drawn:
@@ -177,3 +177,46 @@ def test_sample_sheets_refuse_nothing_and_two_data_sets():
         samples.sample_sheet([])
     with pytest.raises(OnestepError, match="2 data sets"):
         samples.sample_sheet([{**strip("a", "1M", 1), "dataset": name} for name in ("digits", "cifar10")])
+
+
+def test_of_many_models_each_has_a_row_with_its_name_the_best_on_top():
+    rows = [row(label=f"m{i:02}", steps=n, fid=(20.0 + i) / n, model=f"{i}") for i in range(15) for n in (1, 2)]
+    axes = figures.fid_vs_steps(frame(rows)).axes[0]
+    assert [tick.get_text() for tick in axes.get_yticklabels()] == [f"m{i:02}" for i in range(15)]
+    assert axes.yaxis_inverted()
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["1 NFE", "2 NFE"]
+
+
+@pytest.mark.parametrize(
+    ("features", "words"), [("inception", "FID (inception, "), ("digits", "Fréchet distance (digits judge, ")]
+)
+def test_a_score_is_called_fid_of_inceptions_features_alone(features, words):
+    rows = frame(scores(features=features))
+    assert figures.fid_vs_steps(rows).axes[0].get_ylabel().startswith(words)
+    assert ("FID" in tables.table(rows).data) == (features == "inception")
+
+
+def test_no_two_lines_of_a_table_have_one_name():
+    same = {"label": "A", "recipe": "r"}
+    rows = frame([row(**same, model="a", kimg=1.0), row(**same, model="b", kimg=2.0), row(**same, weights="last")])
+    shown = tables.table(rows).data
+    names = shown[["model", "saw", "size", "sampler", "steps", "kimg"]]
+    assert not names.duplicated().any()
+    rows = frame([row(**same), row(**same, weights="last")])
+    assert list(tables.table(rows).data["weights"]) == ["ema", "last"]
+
+
+def test_a_floor_far_below_the_scores_is_told_in_the_caption_and_takes_no_room():
+    axes = figures.fid_vs_cost(frame(scores(floor=0.5))).axes[0]
+    assert axes.get_ylim()[0] > 0.5
+    assert not [line for line in axes.get_lines() if line.get_linestyle() == ":"]
+
+
+def test_numbers_of_an_axis_never_touch():
+    figure, axes = drawing.blank()
+    values = [443, 444, 460, 477, 480, 543, 559, 561]
+    axes.plot(values, values)
+    drawing.log_ticks(axes, values)
+    figure.draw_without_rendering()
+    boxes = [text.get_window_extent() for text in axes.get_xticklabels()]
+    assert all(box.count_overlaps(boxes) == 1 for box in boxes)

@@ -82,8 +82,8 @@ def test_a_summary_takes_means_over_sampling_seeds_first_and_intervals_over_trai
     assert (line.fid_mean, line.fid_min, line.runs, line.seeds) == (3.75, 1.0, 2, 2)
     assert line.fid_std == pytest.approx(np.std([1.5, 6], ddof=1))
     assert line.fid_high - line.fid_mean == pytest.approx(12.706 * line.fid_std / 2**0.5, rel=1e-4)
-    assert tables.table(rows).data.loc[0, ["FD", "lowest"]].tolist() == [3.75, 1.0]
-    assert "lowest" not in tables.table(rows.iloc[:1]).data
+    assert tables.table(rows).data.loc[0, ["FD", "min over seeds"]].tolist() == [3.75, 1.0]
+    assert "min over seeds" not in tables.table(rows.iloc[:1]).data
 
 
 def test_one_run_has_no_interval_but_a_spread_over_sampling_seeds():
