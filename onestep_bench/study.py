@@ -295,9 +295,7 @@ def _averages(student: Denoiser, training: TrainConfig) -> dict[float, Denoiser]
     }
 
 
-def _fit_with_bar(
-    method, nets, config, training, data, seed, folder, snapshots, averages, track
-) -> list[LogRow]:
+def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots, averages, track) -> list[LogRow]:
     labels = data.labels if nets.student.num_classes else None
     source = Source(data.images, labels, data.noise if method.data == "pairs" else None, device())
     rows = []
