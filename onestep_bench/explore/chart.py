@@ -106,9 +106,11 @@ def specification(drawn: pd.DataFrame):
         "color": alt.Color("label:N", scale=alt.Scale(domain=names, range=[look.colour for look in looks.values()])),
         "shape": alt.Shape("label:N", scale=alt.Scale(domain=names, range=[look.shape for look in looks.values()])),
     }
+    log = alt.Scale(type="log", nice=False, padding=24)
+    asked = sorted(set(drawn["nfe"]))
     axes = {
-        "x": alt.X("nfe:Q", title="network evaluations a sample", scale=alt.Scale(type="log")),
-        "y": alt.Y("fid_mean:Q", title="Fréchet distance", scale=alt.Scale(type="log")),
+        "x": alt.X("nfe:Q", title="network evaluations a sample", scale=log, axis=alt.Axis(values=asked, format="~g")),
+        "y": alt.Y("fid_mean:Q", title="Fréchet distance", scale=log, axis=alt.Axis(format="~g", tickCount=5)),
     }
     base = alt.Chart(drawn).encode(**axes)
     lines = base.mark_line(opacity=0.5).encode(color=by_label["color"], detail=["size:N", "sampler:N", "kimg:Q"])

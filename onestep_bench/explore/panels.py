@@ -70,7 +70,7 @@ def _panel(
         chooser = widgets.SelectMultiple(
             options=list(models), value=list(first), rows=min(8, len(models)), description="models"
         )
-        chooser.layout.width = "24em"
+        chooser.layout.width = "27em"
         asked, picture = controls(widgets), widgets.HTML()
 
         def redraw(*_) -> None:
@@ -78,6 +78,7 @@ def _panel(
             picture.value = table(lambda: drawn(chosen, **{name: widget.value for name, widget in asked.items()}))
 
         for widget in (chooser, *asked.values()):
+            widget.style.description_width = "7em"
             widget.observe(redraw, "value")
         redraw()
         return widgets.VBox([widgets.HBox([chooser, widgets.VBox(list(asked.values()))]), picture])

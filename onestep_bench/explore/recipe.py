@@ -1,5 +1,6 @@
 """A grid cell of one's own: the papermill line and the YAML that run it, checked as `plan` checks them."""
 
+import re
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,18 +27,22 @@ class Recipe:
     name: str = "mine"
 
     @property
+    def stage(self) -> str:
+        """The method's name without what file names may not hold: '2-rf' of '2-rf++'."""
+        return re.sub(r"[^A-Za-z0-9_-]", "", self.parameters["method"])
+
+    @property
     def line(self) -> str:
         """Shell: papermill by hand, from the folder that holds `notebooks`."""
         out = f"reports/{self.name}/notebooks"
         given = " ".join(_argument(name, value) for name, value in self.parameters.items())
-        target = f"{out}/{self.parameters['method']}.ipynb"
-        return f"mkdir -p {out} && papermill notebooks/{_NOTEBOOK} {target} {given}"
+        return f"mkdir -p {out} && papermill notebooks/{_NOTEBOOK} {out}/{self.stage}.ipynb {given}"
 
     @property
     def grid(self) -> str:
         """YAML: a grid of this cell, for `params/NAME.yaml`."""
         stage = {"notebook": _NOTEBOOK, "parameters": self.parameters}
-        document = {"name": self.name, "stages": {self.parameters["method"]: stage}}
+        document = {"name": self.name, "stages": {self.stage: stage}}
         return yaml.safe_dump(document, sort_keys=False, default_flow_style=None, width=110)
 
 
@@ -63,7 +68,6 @@ def cell(
     given |= {"start": "random"} if size != teacher_size else {}
     given |= ({"options": options} if options else {}) | further
     check(given, given, {}, Path.cwd())
-    # Stages and files are named by letters, digits, '-' and '_': of 2-rf++ too.
     return Recipe(given, name)
 
 
@@ -86,7 +90,7 @@ def _controls():
     steps = widgets.Text("1, 2, 4", description="steps")
     options = widgets.Text("{}", description="options", placeholder="{lr_decay: linear}")
     wide = {"layout": widgets.Layout(width="95%")}
-    line, grid = widgets.Textarea(rows=3, **wide), widgets.Textarea(rows=9, **wide)
+    line, grid = widgets.Textarea(rows=3, **wide), widgets.Textarea(rows=12, **wide)
     said = widgets.HTML()
 
     def write(*_) -> None:
@@ -101,6 +105,7 @@ def _controls():
         said.value = f"Save the YAML as <code>params/{made.name}.yaml</code>, then <code>onestep-bench run</code> it."
 
     for widget in (*asked.values(), steps, options):
+        widget.style.description_width = "7em"
         widget.observe(write, "value")
     write()
     left = widgets.VBox([asked["method"], asked["size"], asked["kimg"], steps])
