@@ -6,6 +6,7 @@ import matplotlib.pyplot as plt
 import torch
 from matplotlib.figure import Figure
 from torch import Tensor
+from torch.nn import functional
 
 from onestep_bench import samplers, scoring
 from onestep_bench.data import Dataset
@@ -98,13 +99,13 @@ def drawn(rows: list[LogRow], images: Tensor, scores: list[tuple[float, float]])
     axes = over.subplots(1, 2 if scores else 1, squeeze=False)[0]
     for network in sorted({name for row in rows for name in row.losses}):
         known = [(row.kimg, row.losses[network]) for row in rows if network in row.losses]
-        axes[0].plot(*zip(*known, strict=True), label=network)
+        axes[0].plot(*zip(*known, strict=True), ".-", label=network)
     axes[0].set(xlabel="images seen (thousands)", ylabel="loss")
     axes[0].legend(frameon=False)
     if scores:
         axes[1].plot(*zip(*scores, strict=True), "o-")
         axes[1].set(xlabel="images seen (thousands)", ylabel="Fréchet distance", yscale="log")
-    strip = torch.cat(list(to_uint8(images)), dim=-1).permute(1, 2, 0).numpy()
+    strip = torch.cat(list(functional.pad(to_uint8(images), (0, 1), value=255)), dim=-1).permute(1, 2, 0).numpy()
     axis = below.subplots()
     axis.imshow(strip.squeeze(-1) if strip.shape[-1] == 1 else strip, cmap="gray", vmin=0, vmax=255)
     axis.set_axis_off()

@@ -297,6 +297,7 @@ def _method_of(name: str, everything: dict) -> str | None:
 
 _INJECTED = "# Parameters\n"  # how the cell begins that papermill puts after the notebook's own
 _BUDGET = re.compile(r"(\w+_)?kimg|budgets")
+_LEARNS = 20.0  # kimg, more than any notebook's own; what is given by hand replaces those where they stand
 _SMOKE = (
     "These budgets are a smoke run of seconds: expect noise in its pictures, and no meaning in its scores. Raise the "
     "kimg, or see params/ for runs that learn something."
@@ -307,8 +308,8 @@ def begin() -> None:
     """Check the parameters of the notebook this is called in, before anything is loaded or trained.
 
     A name that papermill was given (`-p`) and the notebook does not declare is refused, and so is a value of another
-    type or one that `check` refuses; one value for a list becomes a list of it. Where all budgets (kimg) are the
-    notebook's own, a line says that this is a smoke run. Outside a kernel nothing happens.
+    type or one that `check` refuses; one value for a list becomes a list of it. Where all budgets (kimg) are as
+    small as the notebooks' own, a line says that this is a smoke run. Outside a kernel nothing happens.
     Raises OnestepError.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -328,8 +329,8 @@ def begin() -> None:
     shell.user_ns.update(values)
     empty = {name: default for name, default in declared.items() if not default}
     check(values, values, empty, Path.cwd())
-    budgets = [name for name, default in declared.items() if default and _BUDGET.fullmatch(name)]
-    if budgets and all(values.get(name) == declared[name] for name in budgets):
+    budgets = [value for name, value in values.items() if _BUDGET.fullmatch(name)]
+    if budgets and max(most for value in budgets for most in (value if isinstance(value, list) else [value])) < _LEARNS:
         print(_SMOKE)
 
 

@@ -264,10 +264,10 @@ def test_cells_run_in_any_order_do_no_harm(cells):
     assert names["size"] == "3M"
 
 
-def test_budgets_as_they_stand_are_called_a_smoke_run(cells, capsys):
+def test_small_budgets_are_called_a_smoke_run(cells, capsys):
     cells(PARAMETERS, "# Parameters\nseeds = [3]\n", BEGIN)
     assert "smoke run" in capsys.readouterr().out
-    for other in ("# Parameters\nkimg = 5\n", "kimg = 5.0"):
+    for other in ("# Parameters\nkimg = 50\n", "kimg: float = 50.0"):
         cells(PARAMETERS, other, BEGIN)
         assert capsys.readouterr().out == ""
 
