@@ -329,8 +329,9 @@ def begin() -> None:
     shell.user_ns.update(values)
     empty = {name: default for name, default in declared.items() if not default}
     check(values, values, empty, Path.cwd())
-    budgets = [value for name, value in values.items() if _BUDGET.fullmatch(name)]
-    if budgets and max(most for value in budgets for most in (value if isinstance(value, list) else [value])) < _LEARNS:
+    given = [value for name, value in values.items() if _BUDGET.fullmatch(name)]
+    budgets = [budget for value in given for budget in (value if isinstance(value, list) else [value])]
+    if budgets and max(budgets) < _LEARNS:
         print(_SMOKE)
 
 
