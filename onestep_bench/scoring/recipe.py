@@ -34,7 +34,7 @@ class Recipe:
 
 # Grey images are digits, letters, clothes: two passes of a narrow network do, and a mirrored digit is no digit.
 GREY = Recipe(2, (32, 64, 128), epochs=2, most=3000, hflip=False)
-# Photographs need more of everything: seconds on a GPU, half an hour on a core.
+# Photographs need more of everything: about 45 minutes of a core.
 COLOUR = Recipe(
     version=4,
     widths=(64, 128, 256),

@@ -91,9 +91,8 @@ class _BatchStage(nn.Module):
         self.first = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
         self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
-        nn.init.dirac_(
-            self.first.weight.data[:channels_in]
-        )  # so that later stages see the image from the first step on
+        # So that later stages see the image from the first step on.
+        nn.init.dirac_(self.first.weight.data[:channels_in])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
@@ -124,8 +123,8 @@ def train(
 ) -> tuple[Classifier, float, LogRow]:
     """A classifier of uint8 images (n, c, h, w) with labels (n,), its accuracy on the tenth held out, its last log row.
 
-    Its rate warms up and falls along a cosine; images are shifted, in colour mirrored and cut too. checkpoint: file from
-    which a killed training goes on, to the same bits.
+    Its rate warms up and falls along a cosine; images are shifted, in colour mirrored and cut too. checkpoint: file
+    from which a killed training goes on, to the same bits.
     Raises OnestepError for fewer than two classes or too few images.
     """
     classes, fewest = int(labels.max()) + 1, 10 * recipe.HELD_OUT
