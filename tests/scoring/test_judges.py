@@ -379,7 +379,7 @@ def coloured(count=240, side=8):
 
 
 def test_photographs_have_a_recipe_of_their_own_and_go_on_to_the_same_bits(monkeypatch, store_folder, tmp_path):
-    monkeypatch.setattr(recipe, "COLOUR", replace(recipe.COLOUR, widths=(8, 8, 8), most=40))
+    monkeypatch.setattr(recipe, "COLOUR", replace(recipe.COLOUR, widths=(8, 8, 8), most=80))
     monkeypatch.setattr(recipe, "BATCH", 24)
     data, cut = coloured(), classifier._cut
     undisturbed = references.judge("classifier", data)
@@ -441,12 +441,12 @@ def test_images_are_shifted_one_by_one_and_never_out_of_sight():
 
 
 def test_squares_grow_while_a_classifier_of_photographs_learns():
-    images = torch.arange(64.0).reshape(1, 1, 8, 8).expand(50, 3, 8, 8)
+    images = torch.arange(64.0).reshape(1, 1, 8, 8).expand(400, 3, 8, 8)
     sides = recipe.COLOUR.sides
     for progress, side in ((0.0, 5), (0.3, 6), (0.7, 7), (0.99, 8)):
-        cut = classifier._cut(images, Draw(0, 1, batch_size=50, rows=slice(0, 50), progress=progress), 16, sides)
-        assert cut.shape == (50, 3, side, side)
-        assert torch.equal(cut[..., 1:] - cut[..., :-1], torch.ones(50, 3, side, side - 1))  # what it cuts is whole
+        cut = classifier._cut(images, Draw(0, 1, batch_size=400, rows=slice(0, 400), progress=progress), 16, sides)
+        assert cut.shape == (400, 3, side, side)
+        assert torch.equal(cut[..., 1:] - cut[..., :-1], torch.ones(400, 3, side, side - 1))  # what it cuts is whole
         corners = cut[:, 0, 0, 0].unique()
         assert len(corners) == (8 - side + 1) ** 2
         assert {*corners.tolist()} == {8.0 * y + x for y in range(9 - side) for x in range(9 - side)}
