@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Artifacts (models, pairs, scores) stay in the clone unless told otherwise, so that `make lab` finds what quickstart made.
 export ONESTEP_STORE ?= $(CURDIR)/.store
+# Tests, notebooks and grids start many processes: where no bytecode may be kept, each takes 2.6 s longer to import torch.
+unexport PYTHONDONTWRITEBYTECODE
 # Two one-thread processes use two cores better than one two-thread process.
 ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
