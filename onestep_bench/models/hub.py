@@ -81,15 +81,18 @@ def pull(repo: str, out: Path | None = None, *, revision: str | None = None) -> 
     out = Path(out or repo.rstrip("/").rpartition("/")[2])
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise OnestepError(f"{out} is there already; name another folder with -o")
-    out.absolute().parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as name:
-        fetched = Path(name) / "fetched"
-        fetched.mkdir()
-        _fetch(repo, fetched, revision)
-        _check(repo, fetched)
-        if out.exists():
-            out.rmdir()
-        os.replace(fetched, out)
+    try:
+        out.absolute().parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as name:
+            fetched = Path(name) / "fetched"
+            fetched.mkdir()
+            _fetch(repo, fetched, revision)
+            _check(repo, fetched)
+            if out.exists():
+                out.rmdir()
+            os.replace(fetched, out)
+    except OSError as error:
+        raise OnestepError(f"cannot write {out}: {error.strerror}; free space or choose another folder") from error
     return out
 
 

@@ -135,6 +135,8 @@ def recorded(path: Path) -> list[dict]:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise OnestepError(f"cannot read {path} ({error}); name a folder of executed notebooks, or rows") from error
-    if not all(isinstance(row, dict) and FIELDS.keys() <= (LATER | row).keys() for row in found):
+    if not isinstance(found, list) or not all(
+        isinstance(row, dict) and FIELDS.keys() <= (LATER | row).keys() for row in found
+    ):
         raise OnestepError(f"{path} holds no score rows; name a folder of executed notebooks, or what evaluate wrote")
     return list({json.dumps(row, sort_keys=True): LATER | row for row in found}.values())
