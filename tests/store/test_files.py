@@ -10,14 +10,13 @@ from onestep_bench.store.downloads import fetch
 from onestep_bench.store.files import data_digest, data_state, file_digest, replacing, same_data, write_text
 
 
-def test_a_reader_of_the_old_file_goes_on_reading_it(tmp_path):
-    write_text(tmp_path / "a.txt", "old and long")
-    with open(tmp_path / "a.txt") as reader:
-        assert reader.read(3) == "old"
-        write_text(tmp_path / "a.txt", "new")
-        assert reader.read() == " and long"  # renamed into place, not written over
+def test_the_old_file_is_replaced_and_not_written_over(tmp_path):
+    write_text(tmp_path / "a.txt", "old")
+    os.link(tmp_path / "a.txt", tmp_path / "as it was")  # what a reader that opened it has
+    write_text(tmp_path / "a.txt", "new")
     assert (tmp_path / "a.txt").read_text() == "new"
-    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
+    assert (tmp_path / "as it was").read_text() == "old"
+    assert {path.name for path in tmp_path.iterdir()} == {"a.txt", "as it was"}
 
 
 def test_what_fails_half_way_leaves_the_old_file_and_no_other(tmp_path):
