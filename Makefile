@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two one-thread processes use two cores better than one two-thread process.
 ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
-.PHONY: quickstart test test-slow lab notebooks chaos slurm gpu lint
+.PHONY: quickstart test mutants test-slow lab notebooks chaos slurm gpu lint
 
 quickstart: .venv/grid
 	$(BIN)/onestep-bench run params/quickstart.yaml
@@ -20,6 +20,10 @@ test: .venv/ready lint
 
 test-slow: .venv/ready
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests
+
+# Break one line at a time, in a copy; a test must notice each. `.venv/bin/python scripts/mutants.py samplers` runs some.
+mutants: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/mutants.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .

@@ -117,3 +117,27 @@ def bundles_in(notebook: Path) -> Iterator[dict]:
     for output in outputs:
         if MIME in output.get("data", {}):
             yield output["data"][MIME]
+
+
+def recorded(path: Path) -> list[dict]:
+    """The score rows of a folder of executed notebooks, or of a .json that `onestep-bench evaluate` wrote.
+
+    Older rows have `LATER` in place of what they lack. Raises OnestepError for a file that is neither.
+    """
+    if path.is_dir():
+        found = [
+            row
+            for notebook in sorted(path.glob("*.ipynb"))
+            for bundle in bundles_in(notebook)
+            for row in bundle["rows"]
+        ]
+    else:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OnestepError(f"cannot read {path} ({error}); name a folder of executed notebooks, or rows") from error
+    if not isinstance(found, list) or not all(
+        isinstance(row, dict) and FIELDS.keys() <= (LATER | row).keys() for row in found
+    ):
+        raise OnestepError(f"{path} holds no score rows; name a folder of executed notebooks, or what evaluate wrote")
+    return list({json.dumps(row, sort_keys=True): LATER | row for row in found}.values())
