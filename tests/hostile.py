@@ -220,7 +220,9 @@ def _read_sources(path: Path) -> object:
 
 def _sources() -> list[bytes]:
     with _folder() as folder:
-        return [notebook(folder / "n.ipynb", "size = '0.2M'  # a\nkimg = 1.0\nsteps = [1, 2]", "print(size)").read_bytes()]
+        return [
+            notebook(folder / "n.ipynb", "size = '0.2M'  # a\nkimg = 1.0\nsteps = [1, 2]", "print(size)").read_bytes()
+        ]
 
 
 _GRID = b"""name: tiny

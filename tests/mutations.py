@@ -190,7 +190,9 @@ def _zip(random_: random.Random, content: bytes) -> bytes:
         case 9:
             members[place] = Member.of(one.name, bytes(random_.choice((1 << 20, 80 << 20))), zipfile.ZIP_DEFLATED)
         case 10:
-            members[place] = replace(one, method=random_.choice((1, 8, 9, 12, 14, 93, 99)), flags=random_.choice((0, 1, 8)))
+            members[place] = replace(
+                one, method=random_.choice((1, 8, 9, 12, 14, 93, 99)), flags=random_.choice((0, 1, 8))
+            )
         case _:
             members[place] = replace(one, mode=0o120777 << 16, packed=b"../../outside.png", size=17)
     return zipped(members)
@@ -218,7 +220,9 @@ def _tar(random_: random.Random, content: bytes) -> bytes:
             del entries[place]
         case _:
             key = random_.choice(("path", "linkpath", "size", "mtime", "uid", "GNU.sparse.map", "hdrcharset"))
-            info.pax_headers = {key: random_.choice(("../x", "-1", "1e99", "9" * 30, "x\0", "\u00e9", "BINARY", "1,2,3"))}
+            info.pax_headers = {
+                key: random_.choice(("../x", "-1", "1e99", "9" * 30, "x\0", "\u00e9", "BINARY", "1,2,3"))
+            }
     if random_.randrange(8) and place < len(entries):
         info.size = len(inside)
         entries[place] = info, inside
@@ -315,7 +319,9 @@ def _tree(random_: random.Random, value: object) -> object:
             del holder[key]
         case 4:  # a value from elsewhere in it
             other, place = random_.choice(places)
-            holder[key] = other[place] if not isinstance(other[place], dict | list) else json.loads(json.dumps(other[place]))
+            holder[key] = (
+                other[place] if not isinstance(other[place], dict | list) else json.loads(json.dumps(other[place]))
+            )
         case _ if isinstance(holder, dict):
             holder[random_.choice(("", "x", "\0", "a b", "__class__", key + "x"))] = holder.pop(key)
         case _:
@@ -377,17 +383,22 @@ def _npy(random_: random.Random, content: bytes) -> bytes:
     match random_.randrange(5):
         case 0:
             header = header.replace(
-                shape, random_.choice(("(99999999999,)", "(-1, 4)", "()", "(0, 8, 8, 3)", "(2**40,)", "(1,)", "(True, 3)"))
+                shape,
+                random_.choice(("(99999999999,)", "(-1, 4)", "()", "(0, 8, 8, 3)", "(2**40,)", "(1,)", "(True, 3)")),
             )
         case 1:
             header = header.replace(
                 f"'{kind}'",
-                random_.choice(("'|O'", "'<f8'", "'|V99'", "[('a', '<f8')]", "'<U9'", "'<M8[s]'", "'|S4'", "'?'", "'<c16'", "'x'")),
+                random_.choice(
+                    ("'|O'", "'<f8'", "'|V99'", "[('a', '<f8')]", "'<U9'", "'<M8[s]'", "'|S4'", "'?'", "'<c16'", "'x'")
+                ),
             )
         case 2:
             header = header.replace("False", random_.choice(("True", "None", "[]", "1e9")))
         case 3:
-            header = header[:at] + random_.choice(("(" * 200, "'" * 3, "\\", "__import__('os')", "9" * 5000)) + header[at:]
+            header = (
+                header[:at] + random_.choice(("(" * 200, "'" * 3, "\\", "__import__('os')", "9" * 5000)) + header[at:]
+            )
         case _:
             body = _anyhow(random_, body, [body])
     return content[:8] + struct.pack("<H", len(header) & 0xFFFF) + header.encode("latin1") + body
