@@ -2,7 +2,8 @@
 
 `make fuzz` runs it. Each file is a function of (seed, format, number), so a finding is read again with `--only FORMAT
 --index N`. Tallies are kept in `--out` after every chunk: a run that was stopped goes on where it was. A chunk is a
-process of its own, bounded in memory; a file on which it dies is told like any other finding. Exits with 1 for findings.
+process of its own, bounded in memory; a file on which it dies is told like any other finding. Exits with 1 if there
+are any.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""One spoilt file read under watch: what came out, how long it took, and whether anything ran or was written elsewhere."""
+"""One spoilt file read under watch: what came out, how long it took, whether anything ran or was written elsewhere."""
 
 import os
 import random

@@ -7,8 +7,10 @@ import pickle
 import shutil
 import struct
 import tarfile
+import tempfile
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -93,16 +95,10 @@ def _config() -> list[bytes]:
     return [json.dumps(denoiser().spec()).encode()]
 
 
-def _folder():
-    import tempfile
-    from contextlib import contextmanager
-
-    @contextmanager
-    def made():
-        with tempfile.TemporaryDirectory() as folder:
-            yield Path(folder)
-
-    return made()
+@contextmanager
+def _folder() -> Iterator[Path]:
+    with tempfile.TemporaryDirectory() as folder:
+        yield Path(folder)
 
 
 def _read_folder(path: Path) -> object:
@@ -267,7 +263,7 @@ def _once_notebook(parameters: str) -> bytes:
 
 _CLUSTERS = (
     b"class: distributed.LocalCluster\narguments: {n_workers: 1, threads_per_worker: 1}\nscale: {n: 2}\n",
-    b"class: distributed.SSHCluster\narguments:\n  hosts: [localhost, a]\n  worker_options: {nthreads: 1}\nadapt: {maximum: 2}\n",
+    b"class: distributed.SSHCluster\narguments:\n  hosts: [localhost, a]\nadapt: {maximum: 2}\n",
 )
 
 

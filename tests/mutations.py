@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (tables of evil values, a hundred a line)
 """Files spoilt at random, and the same way each time: bits and lengths of any file, and what its own format knows.
 
 `spoil` changes a file once to three times. Where the format has check sums (a zip, a tar, a PNG), what is inside is as

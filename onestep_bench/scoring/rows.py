@@ -63,37 +63,13 @@ FIELDS = {
 }
 # Fields that are no text.
 NUMBERS = frozenset(
-    [
-        "teacher_seed",
-        "train_seed",
-        "steps",
-        "nfe",
-        "seed",
-        "fid",
-        "floor",
-        "fd_infinity",
-        "kid",
-        "precision",
-        "recall",
-        "density",
-        "coverage",
-        "inception_score",
-        "class_gap",
-        "nn_ratio",
-        "params",
-        "macs",
-        "kimg",
-        "passes",
-        "train_macs",
-        "samples",
-        "train_seconds",
-        "busy",
-        "latency_ms",
-        "latency_p95_ms",
-        "throughput",
-        "peak_memory_mb",
-    ]
-)
+    (
+        "teacher_seed", "train_seed", "steps", "nfe", "seed", "fid", "floor",
+        "fd_infinity", "kid", "precision", "recall", "density", "coverage", "inception_score",
+        "class_gap", "nn_ratio", "params", "macs", "kimg", "passes", "train_macs",
+        "samples", "train_seconds", "busy", "latency_ms", "latency_p95_ms", "throughput", "peak_memory_mb",
+    )
+)  # fmt: skip
 _ALWAYS = ("dataset", "split", "label", "size", "sampler", "steps", "protocol", "features", "purpose")
 MEASURED = ("train_seconds", "busy", "latency_ms", "latency_p95_ms", "throughput", "peak_memory_mb")
 # None where the judge has no classes or there are too few images. Rows recorded before these fields existed lack them.
