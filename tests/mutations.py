@@ -122,7 +122,7 @@ def _png(random_: random.Random, content: bytes) -> bytes:
             name = random_.choice((b"iCCP", b"zTXt", b"iTXt", b"tRNS", b"PLTE", b"acTL", b"fdAT", b"eXIf", b"xxxx"))
             chunks.insert(place, (name, b"a\0\0" + zlib.compress(bytes(random_.choice((10, 1 << 22))))))
         case _:
-            chunks = [(k, zlib.compress(bytes(1 << 24), 1) if k == b"IDAT" else b) for k, b in chunks]
+            chunks = [(k, zlib.compress(bytes(1 << 20), 1) if k == b"IDAT" else b) for k, b in chunks]
     parts = [struct.pack(">I", len(b)) + k + b + struct.pack(">I", zlib.crc32(k + b)) for k, b in chunks]
     return content[:8] + b"".join(parts)
 
@@ -189,7 +189,9 @@ def _zip(random_: random.Random, content: bytes) -> bytes:
         case 8:
             members[place] = replace(one, size=random_.choice(_BIG), claimed=random_.choice((None, *_BIG)))
         case 9:
-            members[place] = Member.of(one.name, bytes(random_.choice((1 << 20, 80 << 20))), zipfile.ZIP_DEFLATED)
+            members[place] = Member.of(
+                one.name, bytes(random_.choice((1 << 20,) * 9 + (80 << 20,))), zipfile.ZIP_DEFLATED
+            )
         case 10:
             members[place] = replace(
                 one, method=random_.choice((1, 8, 9, 12, 14, 93, 99)), flags=random_.choice((0, 1, 8))
@@ -235,7 +237,7 @@ def _tar(random_: random.Random, content: bytes) -> bytes:
 
 
 def _tar_gz(random_: random.Random, content: bytes) -> bytes:
-    if random_.randrange(16) == 0:
+    if random_.randrange(64) == 0:
         return gzip.compress(gzip.decompress(content) + bytes(96 << 20), 1, mtime=0)
     return gzip.compress(_tar(random_, gzip.decompress(content)), 1, mtime=0)
 

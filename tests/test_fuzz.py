@@ -62,8 +62,10 @@ BOMB = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcd
         ("a: " + "[" * 100_000, "levels"),
         ("a: 2024-13-41\n", "put it in quotes"),
         ("a: !!int x\n", "put it in quotes"),
+        ("a: !!timestamp x\n", "put it in quotes"),
+        ("a: !!bool x\n", "put it in quotes"),
     ],
-    ids=["aliases", "circle", "depth", "date", "number"],
+    ids=["aliases", "circle", "depth", "date", "number", "time", "truth"],
 )
 @pytest.mark.parametrize("name", ["grid", "cluster"])
 def test_yaml_that_is_too_much_is_refused_before_it_is_made(name, text, told):

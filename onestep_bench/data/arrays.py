@@ -3,6 +3,7 @@
 import math
 import zipfile
 from pathlib import Path
+from tokenize import TokenError
 
 import numpy as np
 
@@ -19,7 +20,7 @@ def read_npz(path: Path) -> dict[str, np.ndarray]:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             return {info.filename.removesuffix(".npy"): _array(archive, info) for info in infos}
-    except (*DAMAGE, SyntaxError, TypeError, LookupError, OverflowError) as error:
+    except (*DAMAGE, SyntaxError, TokenError, TypeError, LookupError, OverflowError) as error:  # a header is Python
         raise OnestepError(f"{path} is damaged ({error}); fetch it again, or write it with numpy.savez") from error
 
 

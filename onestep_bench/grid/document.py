@@ -35,7 +35,8 @@ def read_yaml(path: Path) -> dict:
         mark = getattr(error, "problem_mark", None)
         where = f"{path}:{mark.line + 1}" if mark else f"{path}"
         raise OnestepError(f"{where}: {getattr(error, 'problem', None) or error}") from error
-    except (ValueError, RecursionError) as error:  # 2024-13-41 is no date; brackets in brackets
+    # 2024-13-41 is no date; what is tagged !!timestamp or !!bool is looked up without a check.
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, RecursionError) as error:
         raise OnestepError(f"{path} holds a value that YAML cannot read ({error}); put it in quotes") from error
     return mapping(document, f"{path}: the file")
 
