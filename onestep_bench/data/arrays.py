@@ -1,6 +1,7 @@
 """Files of numpy.savez, read so that no more memory is asked for than what stands in them can fill."""
 
 import math
+import os
 import zipfile
 from pathlib import Path
 from tokenize import TokenError
@@ -16,12 +17,17 @@ _GAIN, _SMALL = 1100, 1 << 20
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz by name; no objects. Raises OnestepError for what is damaged or claims more than it has."""
+    if not (path.is_file() and os.access(path, os.R_OK)):
+        raise OnestepError(f"cannot read {path}: there is no such file, or not for you; correct the path")
     try:
         with zipfile.ZipFile(path) as archive:
             infos = [info for info in archive.infolist() if info.filename.endswith(".npy")]
             return {info.filename.removesuffix(".npy"): _array(archive, info) for info in infos}
-    except (*DAMAGE, SyntaxError, TokenError, TypeError, LookupError, OverflowError) as error:  # a header is Python
-        raise OnestepError(f"{path} is damaged ({error}); fetch it again, or write it with numpy.savez") from error
+    # A header is a piece of Python.
+    except (*DAMAGE, SyntaxError, TokenError, TypeError, LookupError, OverflowError) as error:
+        raise OnestepError(
+            f"cannot read {path}: {path.name} is damaged ({error}); fetch it again, or write it with numpy.savez"
+        ) from error
 
 
 def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:

@@ -214,6 +214,8 @@ def _described(path: Path) -> Iterator[object]:
 
 
 def _read(path: Path) -> dict:
+    if not path.is_file():
+        raise OnestepError(f"cannot read {path}: there is no such file; see params/clusters for examples")
     document = read_yaml(path)
     if not isinstance(document.get("class"), str):
         raise OnestepError(f"{path}: name a cluster class, such as `class: dask_jobqueue.SLURMCluster`")
