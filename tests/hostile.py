@@ -160,6 +160,10 @@ def read_images(path: Path) -> object:
     return found.digest
 
 
+def _read_cifar(path: Path) -> object:
+    return tool.build(path, path.parent.parent / "built" / "built.zip")
+
+
 def _read_in_folder(path: Path) -> object:
     """The file beside others of its set."""
     folder = path.parent / "set"
@@ -304,12 +308,12 @@ FORMATS = {
     "images npz": Format("images.npz", _npz, _read_stream),
     "idx": Format("train-images-idx3-ubyte", _idx, _read_idx_file),
     "idx gz": Format("train-images.gz", lambda: [gzip.compress(one, mtime=0) for one in _idx()], _read_idx_file),
-    "png": Format("a.png", lambda: [picture(0), picture(1, channels=1)], _read_in_folder),
-    "jpeg": Format("a.jpg", lambda: [picture(0, "JPEG"), picture(1, "JPEG", 1)], _read_in_folder),
+    "png": Format("a.png", lambda: [picture(0), picture(1)], _read_in_folder),
+    "jpeg": Format("a.jpg", lambda: [picture(0, "JPEG"), picture(1, "JPEG")], _read_in_folder),
     "zip": Format("photos.zip", _zips, read_images),
     "tar": Format("photos.tar", lambda: [_tarred(_set())], read_images),
     "tar gz": Format("photos.tar.gz", lambda: [gzip.compress(_tarred(_set()), 1, mtime=0)], read_images),
-    "cifar": Format("cifar.tar.gz", _cifar, read_images),
+    "cifar": Format("cifar.tar.gz", _cifar, _read_cifar),
     "dataset.json": Format("dataset.json", lambda: [_set()["dataset.json"]], _read_in_folder),
     "executed": Format("cell.ipynb", _notebooks, _read_notebooks),
     "notebook": Format("n.ipynb", _sources, _read_sources),
