@@ -9,6 +9,7 @@ import struct
 import tarfile
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -34,6 +35,7 @@ from onestep_bench.models import checkpoints
 from onestep_bench.models.pretrained import load_pretrained
 from onestep_bench.networks.build import build
 from onestep_bench.report.page import render
+from onestep_bench.report.tables import read_rows, read_strips, summarise
 from onestep_bench.scoring import references
 
 CONFIG = {
@@ -105,12 +107,13 @@ def _read_folder(path: Path) -> object:
     """A model's folder, of which one of the two files is spoilt."""
     other = {checkpoints.WEIGHTS: (checkpoints.CONFIG, _config), checkpoints.CONFIG: (checkpoints.WEIGHTS, _weights)}
     name, made = other[path.name]
-    (path.parent / name).write_bytes(_once(made)[0])
+    (path.parent / name).write_bytes(seeds_of(made)[0])
     return load_pretrained(path.parent)
 
 
 @cache
-def _once(make: Callable[[], list[bytes]]) -> list[bytes]:
+def seeds_of(make: Callable[[], list[bytes]]) -> list[bytes]:
+    """What it makes, made once: a spoilt file is read beside whole ones."""
     return make()
 
 
@@ -211,7 +214,13 @@ def _notebooks() -> list[bytes]:
 def _read_notebooks(path: Path) -> object:
     read_notebook(path)
     Notebook.read(path)
-    return render(path.parent, path.parent.parent / "built")
+    rows, _ = read_rows(path.parent), read_strips(path.parent)
+    summarise(rows)
+    # Drawing takes a thousand times as long as reading: of the spoilt ones one in sixteen is drawn.
+    content = path.read_bytes()
+    if content in seeds_of(_notebooks) or zlib.crc32(content) % 16 == 0:
+        render(path.parent, path.parent.parent / "built")
+    return rows
 
 
 def _read_sources(path: Path) -> object:
