@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two one-thread processes use two cores better than one two-thread process.
 ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
-.PHONY: quickstart test mutants test-slow lab notebooks chaos slurm gpu lint
+.PHONY: quickstart test mutants test-slow lab notebooks chaos fuzz slurm gpu lint
 
 quickstart: .venv/grid
 	$(BIN)/onestep-bench run params/quickstart.yaml
@@ -46,6 +46,10 @@ notebooks: .venv/ready
 chaos: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/chaos_training.py
 	$(BIN)/python scripts/chaos_grid.py
+
+# Ten thousand spoilt files of every format that is read; goes on where it was stopped, with tallies in reports/fuzz.
+fuzz: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
 
 # A SLURM of its own on this machine runs the quickstart grid with two jobs, one of which is cancelled in the middle.
 # Needs `apt-get install slurm-wlm munge`.

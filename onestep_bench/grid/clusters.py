@@ -18,12 +18,13 @@ from pathlib import Path
 from threading import Lock
 
 import dask
-import yaml
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster, WorkerPlugin
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, SSHCluster, WorkerPlugin
+from distributed.deploy import Cluster
 
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.grid import security
 from onestep_bench.grid.cells import Cell
+from onestep_bench.grid.document import read_yaml
 from onestep_bench.grid.progress import inside
 from onestep_bench.store.files import own_temporary
 
@@ -249,13 +250,10 @@ def _arguments_of(where: str, make: object, given: dict, shared: Path, **how: bo
 
 
 def _read(path: Path) -> dict:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OnestepError(f"cannot read {path}: {error.strerror}; see params/clusters for examples") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OnestepError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("class"), str):
+    if not path.is_file():
+        raise OnestepError(f"cannot read {path}: there is no such file; see params/clusters for examples")
+    document = read_yaml(path)
+    if not isinstance(document.get("class"), str):
         raise OnestepError(f"{path}: name a cluster class, such as `class: dask_jobqueue.SLURMCluster`")
     for key, value in document.items():
         if key not in _FILE_KEYS:
@@ -268,12 +266,16 @@ def _read(path: Path) -> dict:
 def _class(name: str, path: Path) -> object:
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         hint = "pip install 'onestep-bench[cluster]'" if "jobqueue" in name else f"pip install {error.name}"
         raise OnestepError(f"{path}: no package {error.name!r} is installed; {hint}") from error
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, ValueError, TypeError, ImportError) as error:
         raise OnestepError(f"{path}: there is no cluster class {name!r}") from error
+    # os.system takes arguments too.
+    if found is not SSHCluster and not (isinstance(found, type) and issubclass(found, Cluster)):
+        raise OnestepError(f"{path}: {name!r} is no cluster class; see params/clusters for examples")
+    return found
 
 
 def _call(method, arguments: dict, where: str) -> None:
