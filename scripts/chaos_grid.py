@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import IO
 
 import nbformat
 import pandas as pd
@@ -62,21 +63,31 @@ row = dict.fromkeys(FIELDS, 1.0) | {
 display({MIME: bundle([row], [])}, raw=True)
 """
 # What tells the processes of a run apart, in their command lines.
-KINDS = {"kernel": "ipykernel_launcher", "papermill": "onestep_bench.grid.execution", "worker": "spawn_main"}
+KINDS = {
+    "kernel": "ipykernel_launcher",
+    "papermill": "onestep_bench.grid.execution",
+    "worker": "spawn_main",
+    "runner": "onestep_bench.cli run",
+    "scheduler": "distributed.cli.dask_scheduler",
+}
 
 
-def write_notebook(path: Path) -> None:
-    """The notebook of every cell."""
-    tagged = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+def write_notebook(path: Path, parameters: str, code: str) -> None:
+    """A notebook of one cell and its parameters."""
+    tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[tagged, nbformat.v4.new_code_cell(CODE)], metadata=spec), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=[tagged, nbformat.v4.new_code_cell(code)], metadata=spec), path)
 
 
-def start(folder: Path, *command: str) -> subprocess.Popen:
-    """One of our commands on the round's store."""
-    settings = {"ONESTEP_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+def environment(folder: Path) -> dict[str, str]:
+    """Of the processes that work on the store in `folder`."""
+    return os.environ | {"ONESTEP_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+
+
+def start(folder: Path, *command: str, log: int | IO = subprocess.DEVNULL) -> subprocess.Popen:
+    """One of our commands on the store in `folder`."""
     words = [sys.executable, "-m", "onestep_bench.cli", *command]
-    return subprocess.Popen(words, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(words, env=environment(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def start_grid(folder: Path) -> subprocess.Popen:
@@ -91,24 +102,24 @@ def results(folder: Path) -> str:
     return rows.drop(columns=list(MEASURED)).to_csv(index=False)
 
 
-def family(run: psutil.Process) -> dict[str, list[psutil.Process]]:
-    """The processes of a run by what they are."""
-    found = defaultdict(list, {"runner": [run]})
-    for process in run.children(recursive=True):
+def family(folder: Path) -> dict[str, list[psutil.Process]]:
+    """The processes that work on the store in `folder`, orphans too, by what they are."""
+    found = defaultdict(list)
+    for process in psutil.process_iter():
         try:
-            words = " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
+            ours = process.environ().get("ONESTEP_STORE") == str(folder / "store")
+            words = " ".join(process.cmdline()) if ours else ""
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        kind = next((kind for kind, word in KINDS.items() if word in words), None)
-        if kind:
-            found[kind].append(process)
+        if ours:
+            found[next((kind for kind, word in KINDS.items() if word in words), "other")].append(process)
     return found
 
 
-def kill_one(run: psutil.Process, random_: random.Random) -> tuple[str, list[psutil.Process]]:
+def kill_one(folder: Path, random_: random.Random) -> tuple[str, list[psutil.Process]]:
     """SIGKILL one process of the run; what it was, and all that were there."""
-    found = family(run)
-    kind = random_.choice(sorted(found))
+    found = family(folder)
+    kind = random_.choice(sorted(found.keys() & KINDS))
     random_.choice(found[kind]).kill()
     return kind, [process for processes in found.values() for process in processes]
 
@@ -120,7 +131,7 @@ def disturb(folder: Path, moment: float, random_: random.Random) -> tuple[str, s
     if run.poll() is not None:  # faster than the undisturbed one: once more, with an earlier kill
         shutil.rmtree(folder)
         return disturb(folder, 0.7 * moment, random_)
-    victim, everybody = kill_one(psutil.Process(run.pid), random_)
+    victim, everybody = kill_one(folder, random_)
     code = run.wait()
     _, left = psutil.wait_procs(everybody, timeout=10)
     if left:
@@ -145,7 +156,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="onestep-chaos-") as name:
         folder = Path(name)
         (folder / "chaos.yaml").write_text(GRID)
-        write_notebook(folder / "chain.ipynb")
+        write_notebook(folder / "chain.ipynb", PARAMETERS, CODE)
         began = time.monotonic()
         start_grid(folder / "undisturbed").wait()
         seconds, expected = time.monotonic() - began, results(folder / "undisturbed")

@@ -33,6 +33,9 @@ _CALM = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
 }
+# A worker that freezes is noticed within twice this time; its nanny ends it, and its cell begins again elsewhere. No
+# shorter: as a suspended runner goes on, none of its workers has been heard of for long.
+_FREEZE = {"distributed.scheduler.worker-ttl": "60s"}
 _FILE_KEYS = ("class", "arguments", "scale", "adapt")
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -55,7 +58,11 @@ def connected(
         with _client(scheduler) as client:
             yield client
         return
-    with _described(cluster) if cluster else _local(gpus, workers) as started, _client(started) as client:
+    with (
+        dask.config.set(_FREEZE),
+        _described(cluster) if cluster else _local(gpus, workers) as started,
+        _client(started) as client,
+    ):
         if not cluster:
             client.register_plugin(OwnSession())
         yield client

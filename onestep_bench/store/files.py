@@ -3,6 +3,7 @@
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,7 +28,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise OnestepError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except Exception as error:
+            _tell_hidden(error, temporary)
+            raise
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes files private; an artifact is as readable as any other file the user makes.
@@ -39,6 +44,17 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise OnestepError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _tell_hidden(error: Exception, temporary: Path) -> None:
+    """Raise the OSError behind an error that a library gave a type of its own, if the disk is what failed.
+
+    torch says of a full disk 'unexpected pos', safetensors '... (os error 28)'.
+    """
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+    with open(temporary, "ab", buffering=0) as file:
+        file.write(bytes(1 << 20))  # what did not fit before, does not now
 
 
 def write_text(path: Path | str, text: str) -> None:

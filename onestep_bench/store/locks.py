@@ -1,0 +1,42 @@
+"""Locks between processes, which the kernel drops when their holder dies, however it dies."""
+
+import errno
+from pathlib import Path
+
+from filelock import FileLock
+
+from onestep_bench.errors import OnestepError
+
+_NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
+
+
+def acquired(path: Path, timeout: float) -> FileLock:
+    """The lock of a file, held; for as long as it takes if `timeout`, in seconds, is negative.
+
+    Raises filelock.Timeout if another process holds it for longer, OSError if the file cannot be written, and
+    OnestepError on a file system without locks: a file in their place would outlive a killed holder.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(path, fallback_to_soft=False)
+    try:
+        lock.acquire(timeout)
+    except OSError as error:
+        if error.errno not in _NONE_HERE:
+            raise
+        raise OnestepError(
+            f"the file system of {path.parent} has no file locks ({error.strerror}), "
+            "by which two runs keep out of each other's way; choose a folder on another"
+        ) from error
+    return lock
+
+
+def check_locks(folder: Path, remedy: str) -> None:
+    """Raise OnestepError, ending in `remedy`, if files in a folder cannot be written, or cannot be locked."""
+    probe = folder / ".probe.lock"
+    try:
+        acquired(probe, -1).release()
+        probe.unlink(missing_ok=True)
+    except OSError as error:
+        raise OnestepError(f"cannot write {folder}: {error.strerror}; {remedy}") from error
+    except OnestepError as error:
+        raise OnestepError(f"{error}: {remedy}") from error
