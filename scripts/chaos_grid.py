@@ -55,6 +55,7 @@ teacher = chain("teacher")
 student = chain(f"student {seed}", [teacher]) if seed else teacher
 value = int(json.loads((student.folder / "chain.json").read_text())["hash"][:8], 16) / 2**24
 row = dict.fromkeys(FIELDS, 1.0) | {
+    "split": "train", "saw": "data", "recipe": "none", "purpose": "result", "warning": "",
     "dataset": "none", "label": "chain", "method": "chain", "size": "1M", "train_seed": seed, "sampler": "none",
     "steps": 1, "nfe": 1, "seed": 0, "fid": value, "features": "none", "protocol": "none", "weights": "last",
     "model": student.key, "device": "cpu", "versions": "none", "kimg": student.cost()["kimg"],

@@ -19,11 +19,12 @@ import hashlib, sys
 from onestep_bench.data import load
 from onestep_bench.study import train
 
-def trained(method, seed):
+def trained(method, seed, kimg=24):
     digits = load("digits")
-    model = train("edm", digits, size="0.05M", kimg=24, batch_size=64, seed=seed % 10)
+    model = train("edm", digits, size="0.05M", kimg=kimg, batch_size=64, seed=seed % 10)
     if method == "gdd":
-        model = train("gdd", digits, teacher=model, init=model, kimg=8, batch_size=64, critic_channels=16, seed=seed)
+        budget = {"kimg": kimg / 3, "batch_size": 64, "critic_channels": 16, "seed": seed}
+        model = train("gdd", digits, teacher=model, init=model, **budget)
     weights = (model.artifact.folder / "model.safetensors").read_bytes()
     losses = repr([(row.step, row.losses) for row in model.history]).encode()
     return hashlib.sha256(weights + losses).hexdigest()

@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections import Counter, defaultdict
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 
@@ -26,7 +27,10 @@ from chaos_training import TRAIN
 
 PIECES = 10  # stages of each kind, so that trainings are spread over the run
 TRAININGS = 20  # cells to one that trains
-PAUSE = (3.0, 9.0)  # seconds between two kills
+KIMG = 6  # of a teacher; of a student a third
+# Between two kills, by the time that a cell which does nothing takes: a few seconds on an idle machine, and on a busy
+# one not so few that no cell could ever end.
+PAUSE = (1.0, 3.0)
 WEIGHTS = {"kernel": 5, "papermill": 4, "worker": 3, "runner": 1, "scheduler": 1}
 GENTLE = {"kernel": 1, "papermill": 1}
 # Shares of the time at which the next part begins: two runs, a scheduler of its own, the last run.
@@ -38,7 +42,7 @@ FILES, MEMORY = 20, 100e6  # that a process may grow by
 def write_grid(folder: Path, cells: int) -> dict[str, tuple[str, int]]:
     """The grid's file and notebooks; the trainings, {cell: (method, seed)}."""
     write_notebook(folder / "tiny.ipynb", "seed = 0", "print(seed * seed)")
-    write_notebook(folder / "train.ipynb", "seed = 0\nmethod = 'edm'", TRAIN + "print(trained(method, seed))")
+    write_notebook(folder / "train.ipynb", "seed = 0\nmethod = 'edm'", TRAIN + f"print(trained(method, seed, {KIMG}))")
     lines, trainings = ["name: soak", "stages:"], {}
     count = max(2, cells // TRAININGS)
     jobs = [
@@ -57,7 +61,7 @@ def write_grid(folder: Path, cells: int) -> dict[str, tuple[str, int]]:
 
 def undisturbed(folder: Path, trainings: dict[str, tuple[str, int]]) -> dict[str, str]:
     """What the trainings print in one process that nobody kills, {cell: digest}."""
-    program = TRAIN + "\nfor word in sys.argv[1:]:\n    print(trained(word[:3], int(word[3:])))"
+    program = TRAIN + f"\nfor word in sys.argv[1:]:\n    print(trained(word[:3], int(word[3:]), {KIMG}))"
     words = [sys.executable, "-c", program, *(f"{method}{seed}" for method, seed in trainings.values())]
     told = subprocess.run(words, env=environment(folder / "calm"), check=True, stdout=subprocess.PIPE, text=True)
     return dict(zip(trainings, told.stdout.split(), strict=True))
@@ -85,7 +89,7 @@ class Soak:
         while not (self.ends[0] and self.done() == cells):
             self.turn()
             self.keep_running()
-            time.sleep(self.random.uniform(*PAUSE))
+            time.sleep(self.random.uniform(*PAUSE) * self.pace())
             self.sample()
             self.kill(GENTLE if self.part == "last run" else WEIGHTS)
             if (minute := int(self.clock() / 60)) > told:
@@ -95,6 +99,11 @@ class Soak:
                     flush=True,
                 )
         self.stop()
+
+    def pace(self) -> float:
+        """Seconds of a cell that does nothing, as of late."""
+        tiny = sorted((self.folder / "out/notebooks").glob("tiny*.ipynb"), key=lambda path: path.stat().st_mtime)
+        return median([stamp(path)["seconds"] for path in tiny[-9:]] or [3.0])
 
     def clock(self) -> float:
         """Seconds since the start."""
@@ -203,6 +212,11 @@ class Soak:
         return [(kind, r[-1][0] - r[0][0], r[0][1], r[-1][1], r[0][2], r[-1][2]) for kind, r in sorted(longest.items())]
 
 
+def stamp(path: Path) -> dict:
+    """What the engine wrote into an executed notebook."""
+    return json.loads(path.read_text())["metadata"]["onestep_bench"]
+
+
 def printed(path: Path) -> str:
     """What the last cell of an executed notebook printed."""
     outputs = json.loads(path.read_text())["cells"][-1]["outputs"]
@@ -211,16 +225,13 @@ def printed(path: Path) -> str:
 
 def overhead(folder: Path, slots: int = 2) -> list[tuple[float, float]]:
     """(seconds of a cell that does nothing, seconds of its worker between two cells), of the first and last tenth."""
-    done = [
-        (path.stat().st_mtime, json.loads(path.read_text())["metadata"]["onestep_bench"])
-        for path in folder.glob("tiny*.ipynb")
-    ]
+    done = [(path.stat().st_mtime, stamp(path)) for path in folder.glob("tiny*.ipynb")]
     done.sort(key=lambda one: one[0])
     tenth = max(5, len(done) // 10)
     found = []
     for part in (done[:tenth], done[-tenth:]):
         cell = median(stamp["seconds"] for _, stamp in part)
-        turn = median(b[0] - a[0] for a, b in zip(part, part[1:], strict=False)) * slots
+        turn = median(b[0] - a[0] for a, b in pairwise(part)) * slots
         found.append((cell, turn - cell))
     return found
 
@@ -242,9 +253,8 @@ def main() -> int:
         soak = Soak(folder, options.minutes * 60)
         soak.disturb(options.cells)
         broken = tell(soak, options.cells, expected)
-        print(
-            f"machine: {platform.node()}, {os.cpu_count()} cores; load {busy:.1f} before, {os.getloadavg()[0]:.1f} at the end"
-        )
+        loads = f"load {busy:.1f} before, {os.getloadavg()[0]:.1f} at the end"
+        print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {loads}")
         if broken:
             print((folder / "log").read_text(errors="replace")[-3000:])
     print(f"soak: {'BROKEN: ' + ', '.join(broken) if broken else 'every promise held'}")
@@ -256,10 +266,7 @@ def tell(soak: Soak, cells: int, expected: dict[str, str]) -> list[str]:
     folder, executed = soak.folder, soak.folder / "out/notebooks"
     same = sum(printed(executed / f"{cell}.ipynb") == digest for cell, digest in expected.items())
     tiny = [path for path in executed.glob("tiny*.ipynb")]
-    right = sum(
-        int(printed(path)) == json.loads(path.read_text())["metadata"]["onestep_bench"]["parameters"]["seed"] ** 2
-        for path in tiny
-    )
+    right = sum(int(printed(path)) == stamp(path)["parameters"]["seed"] ** 2 for path in tiny)
     damaged = start(folder, "store", "verify").wait() or len(list((folder / "store").glob("*.damaged")))
     half = [
         path
