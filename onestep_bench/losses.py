@@ -1,4 +1,4 @@
-"""What losses of several methods share: distances between images, the velocity loss of a flow, dropout that recurs."""
+"""What losses of several methods share: distances between images, the velocity loss of a flow, a move as a loss."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -165,3 +165,13 @@ def weighting(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     if name not in WEIGHTINGS:
         raise OnestepError(f"unknown weighting {name!r}{near_miss(name, WEIGHTINGS)}")
     return WEIGHTINGS[name]
+
+
+def normalised(direction: Tensor, x: Tensor, wanted: Tensor, added: float = 1e-6) -> Tensor:
+    """A direction (n, c, h, w) over the mean of |x - wanted| of each image, the teacher's being wanted (DMD2)."""
+    return direction / ((x - wanted).abs().mean((1, 2, 3), keepdim=True) + added)
+
+
+def moved(x: Tensor, direction: Tensor) -> Tensor:
+    """1/2 mean (x - sg(x - g))^2, a scalar whose gradient in x is g over the number of its elements."""
+    return (x - (x - direction).detach()).square().mean() / 2

@@ -19,7 +19,7 @@ from torch import Tensor
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.flow_map import FlowMap
 from onestep_bench.known import plugins
-from onestep_bench.paths import FLOW, VE, Path
+from onestep_bench.paths import FLOW, VE, Path, posterior
 from onestep_bench.seeds import generator
 
 Sampler = Callable[..., Tensor]
@@ -224,6 +224,24 @@ def re_noising(
             more = (path.sigma(t_next) ** 2 - (alpha * within) ** 2).clamp(min=0).sqrt()
             x = alpha * x + more * fresh[step].double()
     return x.to(noise.dtype)
+
+
+@register("ancestral", grid=flow_times)
+@torch.no_grad()
+def ancestral(
+    denoiser, noise: Tensor, times: Tensor, labels: Tensor | None = None, *, fresh: Sequence[Tensor] | None = None
+) -> Tensor:
+    """Ancestral sampling (Ho et al. 2020, arXiv:2006.11239, Algorithm 2): each next level is drawn, given the x0 seen.
+
+    As `re_noising`, but the state's own noise is kept as far as the next level's variance allows; what moment matching
+    is taught. 1 evaluation a step. fresh: noise (n, c, h, w) for each level between, by default as in `re_noising`.
+    """
+    x, levels = _start(denoiser, noise, times)
+    fresh = _fresh(noise, len(levels) - 2) if fresh is None else fresh
+    for step, (t, t_next) in enumerate(pairwise(levels[:-1])):
+        x0 = denoiser(x, t, labels, want="x0")
+        x = posterior(denoiser.path, x, x0, fresh[step].double(), t, t_next)
+    return denoiser(x, levels[-2], labels, want="x0").to(noise.dtype)
 
 
 @register("same-noise", grid=flow_times)

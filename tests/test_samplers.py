@@ -14,6 +14,7 @@ from onestep_bench.denoiser import Denoiser, Flow, IdealDenoiser, counting, edm_
 from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod
 from onestep_bench.samplers import (
     SAMPLERS,
+    ancestral,
     ddim,
     ddim_times,
     default_times,
@@ -188,7 +189,7 @@ def test_euler_is_ddim_and_a_plain_euler_step(path, digits_like, noise):
     [
         ("euler", lambda n: n),
         *[(name, lambda n: 2 * n - 1) for name in ("heun", "same-noise-heun")],
-        *[(name, lambda n: n) for name in ("dpmpp_2m", "push-forward", "re-noising", "same-noise")],
+        *[(name, lambda n: n) for name in ("dpmpp_2m", "push-forward", "re-noising", "ancestral", "same-noise")],
     ],
 )
 @pytest.mark.parametrize("steps", [1, 3])
@@ -199,7 +200,7 @@ def test_number_of_evaluations(name, evaluations, steps, digits_like, noise):
     assert counter.rows / len(noise) == evaluations(steps)
 
 
-@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "push-forward", "re-noising", "same-noise"])
+@pytest.mark.parametrize("name", ["euler", "heun", "dpmpp_2m", "push-forward", "re-noising", "ancestral", "same-noise"])
 def test_one_step_is_the_denoised_noise(name, digits_like, noise):
     flow = IdealDenoiser(digits_like + 0.5).on(FLOW)
     image = sampler(name)(flow, noise, uniform_times(1))
@@ -251,7 +252,7 @@ def test_jumps_meet_at_the_same_noise_to_signal_ratios_on_every_path(path):
     times = times_of("push-forward", path, 4)
     assert times[0] == path.t_max
     torch.testing.assert_close(path.ratio(times[1:]), torch.tensor([3, 1, 1 / 3, 0], dtype=torch.float64))
-    for name in ("re-noising", "same-noise", "same-noise-heun"):
+    for name in ("re-noising", "ancestral", "same-noise", "same-noise-heun"):
         assert torch.equal(times_of(name, path, 4), times)
     assert torch.equal(times_of("heun", path, 4), default_times(path, 4))
 
@@ -287,6 +288,33 @@ def test_a_sampler_is_known_by_the_name_it_registers(monkeypatch):
         return 2 * denoiser(noise, times[0], labels)
 
     assert sampler("twice") is twice
+
+
+def test_ancestral_sampling_draws_the_data_in_their_shares_where_re_noising_forgets():
+    """In many small steps both are right: of two images the nearer one to the mean noise is not favoured."""
+    data = torch.tensor([-0.8, -0.4, 0.6]).double().reshape(3, 1, 1, 1)
+    ideal = IdealDenoiser(data)
+    noise = torch.randn(1500, 1, 1, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    made = ancestral(ideal, noise, times_of("ancestral", VE, 64))
+    shares = (made - data.reshape(1, 3, 1, 1)).abs().flatten(1).argmin(1).bincount(minlength=3) / len(made)
+    assert (shares - 1 / 3).abs().max() < 0.05
+    torch.testing.assert_close(ancestral(ideal, noise[[4, 1]], times_of("ancestral", VE, 64)), made[[4, 1]])
+
+
+def test_ancestral_keeps_as_much_of_the_states_noise_as_the_next_level_leaves():
+    """From sigma 2 to 1 on VE, of an image 0: a quarter of the state, and fresh noise for the rest of the variance."""
+    ideal = IdealDenoiser(torch.zeros(1, 1, 1, 1, dtype=torch.float64))
+    seen, asked = [], torch.ones(1, 1, 1, 1, dtype=torch.float64)
+
+    class Watched:
+        path = VE
+
+        def __call__(self, x, t, labels=None, *, want="x0"):
+            seen.append(x)
+            return ideal(x, t, want=want)
+
+    ancestral(Watched(), asked, torch.tensor([2.0, 1.0, 0.0]), fresh=[asked])
+    torch.testing.assert_close(seen[1], torch.full_like(asked, 2 / 4 + (1 - 1 / 4) ** 0.5))
 
 
 # ---- the way up

@@ -10,7 +10,6 @@ f-distill (Xu et al. 2025, arXiv:2502.15681) weighs each image by a density rati
 reverse KL into another divergence.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.losses import moved, normalised
 from onestep_bench.methods import Adam, Method, Nets, generator_at, register
 from onestep_bench.networks import critics
 from onestep_bench.paths import VE, spread, ve_up_to
@@ -60,12 +60,7 @@ def score_difference(
         y = VE.mix(x, eps, sigma)
         wanted = teacher(y, sigma, labels, want="x0")
         found = fake(y, sigma, labels, want="x0") - wanted
-        return found / ((x - wanted).abs().mean((1, 2, 3), keepdim=True) + added) if normalise else found
-
-
-def moved(x: Tensor, direction: Tensor) -> Tensor:
-    """1/2 mean (x - sg(x - g))^2, a scalar whose gradient in x is g over the number of its elements."""
-    return (x - (x - direction).detach()).square().mean() / 2
+        return normalised(found, x, wanted, added) if normalise else found
 
 
 def fake_loss(fake, x: Tensor, eps: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
@@ -205,9 +200,7 @@ def _generator(cfg: ScoreDistillationConfig, net: nn.Module, native, teacher: De
 
 
 def _auxiliary(nets: Nets, cfg: ScoreDistillationConfig) -> dict[str, nn.Module]:
-    fake = copy.deepcopy(nets.teacher).on(VE).requires_grad_(True)
-    critic = {"critic": critics.BottleneckCritic(fake, critics.convolutions)} if cfg.adversarial else {}
-    return {"fake": fake} | critic
+    return critics.fake_and_critic(nets.teacher, critics.convolutions if cfg.adversarial else None)
 
 
 register(

@@ -8,7 +8,6 @@ SiDA (`alpha=1, adversarial=0.01`) adds a critic at every place of the fake netw
 there the mean of the channels is the logit; here that is where its weights start.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -147,9 +146,7 @@ def _generator(cfg: SiDConfig, net: nn.Module, native, teacher: Denoiser) -> Den
 
 
 def _auxiliary(nets: Nets, cfg: SiDConfig) -> dict[str, nn.Module]:
-    fake = copy.deepcopy(nets.teacher).on(VE).requires_grad_(True)
-    critic = {"critic": critics.BottleneckCritic(fake, critics.mean_of_channels)} if cfg.adversarial else {}
-    return {"fake": fake} | critic
+    return critics.fake_and_critic(nets.teacher, critics.mean_of_channels if cfg.adversarial else None)
 
 
 register(

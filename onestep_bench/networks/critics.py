@@ -7,6 +7,7 @@ it with `layout="released"`, which stands in `released_critic`. Below is ours, f
 batch statistics.
 """
 
+import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss, needs_extra
 from onestep_bench.networks import released_critic
 from onestep_bench.networks.layers import GroupNorm
-from onestep_bench.paths import spread
+from onestep_bench.paths import VE, spread
 
 LAYOUTS = ("ours", "released")
 LEVELS = 4  # feature maps taken from each backbone, as in the papers
@@ -238,6 +239,12 @@ class BottleneckCritic(nn.Module):
         scaled, told = native.inputs(images * spread(path.alpha(t), images), t)
         one_hot = F.one_hot(labels.long(), self.num_classes).to(images.dtype) if self.num_classes else None
         return denoiser.net.encode(scaled, told, one_hot)[-1]
+
+
+def fake_and_critic(teacher: Denoiser, head: Callable[[int, int], nn.Module] | None = None) -> dict[str, nn.Module]:
+    """'fake', a copy of the teacher on VE that is trained; given a head, 'critic' too, on the fake's bottleneck."""
+    fake = copy.deepcopy(teacher).on(VE).requires_grad_(True)
+    return {"fake": fake} | ({"critic": BottleneckCritic(fake, head)} if head else {})
 
 
 def convolutions(channels: int, side: int) -> nn.Module:

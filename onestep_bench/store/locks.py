@@ -6,6 +6,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from onestep_bench.errors import OnestepError
+from onestep_bench.store.files import is_shared, own_folder
 
 _NONE_HERE = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 
@@ -16,8 +17,10 @@ def acquired(path: Path, timeout: float) -> FileLock:
     Raises filelock.Timeout if another process holds it for longer, OSError if the file cannot be written, and
     OnestepError on a file system without locks: a file in their place would outlive a killed holder.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(path, fallback_to_soft=False)
+    own_folder(path.parent)
+    # In a shared folder the group may write it: who cannot, cannot hold it.
+    shared = {"mode": 0o660} if is_shared(path.parent) else {}
+    lock = FileLock(path, fallback_to_soft=False, **shared)
     try:
         lock.acquire(timeout)
     except OSError as error:

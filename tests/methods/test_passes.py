@@ -48,6 +48,7 @@ BY_HAND = {
     # looks at real and at generated images.
     "score-distillation": {"student": 3 + 2, "teacher": 1, "fake": 1 + 3 * 3, "critic": 3 + 3 * (3 + 3)},
     "sid": {"student": 1 + 3, "teacher": 3, "fake": 3 + 3},
+    "moment-matching": {"student": 3, "teacher": 1, "fake": 1 + 3},
     "drifting": {"student": 3, "teacher": 0},
     "gdd": {"student": 3 + 1, "critic": 3 + 3 + 3 + 7 / 2, "teacher": 0},
 }

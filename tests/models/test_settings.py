@@ -94,6 +94,7 @@ def test_a_model_tells_what_its_training_saw(digits):
         "consistency-distillation",
         "facm-distillation",
         "meanflow-distillation",
+        "moment-matching",
         "progressive",
         "scd",
         "score-distillation",
