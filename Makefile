@@ -6,7 +6,7 @@ export ONESTEP_STORE ?= $(CURDIR)/.store
 # Two one-thread processes use two cores better than one two-thread process.
 ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
-.PHONY: quickstart test test-slow lab notebooks chaos slurm gpu lint
+.PHONY: quickstart test test-slow lab notebooks chaos soak faults slurm gpu lint
 
 quickstart: .venv/grid
 	$(BIN)/onestep-bench run params/quickstart.yaml
@@ -40,6 +40,14 @@ notebooks: .venv/ready
 chaos: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/chaos_training.py
 	$(BIN)/python scripts/chaos_grid.py
+
+# A grid of a thousand cells while its processes are killed every few seconds; another length: `make soak SOAK="--minutes 3 --cells 60"`.
+soak: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/soak.py $(SOAK)
+
+# Full disks, removed folders, a clock set back, a frozen worker. Needs root for small disks, and `apt-get install faketime`.
+faults: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/faults.py
 
 # A SLURM of its own on this machine runs the quickstart grid with two jobs, one of which is cancelled in the middle.
 # Needs `apt-get install slurm-wlm munge`.

@@ -148,7 +148,7 @@ class Soak:
             self.runs.remove(run)
         where = ["--workers", "2" if self.part != "two runs" else "1"]
         if self.part == "own scheduler":
-            where = ["--scheduler", self.scheduler()]
+            where = ["--scheduler", self.scheduler(), "--insecure"]
         while len(self.runs) < (2 if self.part == "two runs" else 1) and not (self.ends[0] and not self.runs):
             self.runs.append(self.run(where))
 
