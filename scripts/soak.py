@@ -125,10 +125,7 @@ class Soak:
             if run.poll() is None:
                 run.kill()
                 self.kills["runner"] += 1
-        for process in self.cluster:
-            process.terminate()
-        for process in (*self.runs, *self.cluster):
-            process.wait(60)
+        self.end_cluster(patience=0)
         self.runs, self.cluster = [], []
         self.orphans += self.left()
 
@@ -162,8 +159,7 @@ class Soak:
         """The address of a scheduler with two workers, started if it is not there."""
         if self.cluster and self.cluster[0].poll() is None:
             return self.address
-        for process in self.cluster[1:]:  # workers end with their scheduler
-            process.wait(60)
+        self.end_cluster(patience=60)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
@@ -173,6 +169,12 @@ class Soak:
         self.cluster = [self.dask(words), self.dask(worker), self.dask(worker)]
         return self.address
 
+    def end_cluster(self, patience: float) -> None:
+        """Let scheduler and workers end by themselves for so many seconds, then end them."""
+        _, left = psutil.wait_procs([psutil.Process(one.pid) for one in self.cluster if one.poll() is None], patience)
+        for process in left:
+            process.terminate()
+
     def dask(self, words: list[str]) -> subprocess.Popen:
         """One of Dask's own commands."""
         command = [sys.executable, "-m", f"distributed.cli.dask_{words[0]}", *words[1:]]
@@ -180,10 +182,10 @@ class Soak:
         return subprocess.Popen(command, env=environment(self.folder), cwd=self.folder, **quiet)
 
     def kill(self, weights: dict[str, int]) -> None:
-        """SIGKILL one process."""
+        """SIGKILL one process, if a notebook is being executed: else a slow machine would never come so far."""
         found = family(self.folder)
         kinds = sorted(found.keys() & weights)
-        if not kinds:
+        if not found["kernel"] or not list((self.folder / "out/notebooks").glob("tiny*.ipynb")):
             return
         kind = self.random.choices(kinds, [weights[kind] for kind in kinds])[0]
         victim = self.random.choice(found[kind])
