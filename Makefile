@@ -41,7 +41,7 @@ chaos: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/chaos_training.py
 	$(BIN)/python scripts/chaos_grid.py
 
-# A grid of a thousand cells while its processes are killed every few seconds; another length: `make soak SOAK="--minutes 3 --cells 60"`.
+# A grid of a thousand cells while its processes are killed every few seconds. Shorter: `make soak SOAK="--minutes 3 --cells 60"`.
 soak: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/soak.py $(SOAK)
 
