@@ -39,7 +39,7 @@ print(hashlib.sha256((pairs.artifact.folder / "images.safetensors").read_bytes()
 """
 )
 NOTEBOOKS = {
-    "train": TRAIN + "print(trained('edm', 0))",
+    "train": TRAIN + "print(trained('edm', 0, 8))",
     "pairs": PAIRS,
     "long": "print('x' * 6_000_000)",
 }
