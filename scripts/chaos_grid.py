@@ -117,6 +117,24 @@ def family(folder: Path) -> dict[str, list[psutil.Process]]:
     return found
 
 
+def outliving(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that are alive after so many seconds; not what is dead, and only waits to be reaped by whoever is init."""
+    end = time.monotonic() + seconds
+    while processes := [process for process in processes if alive(process)]:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    return processes
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def kill_one(folder: Path, random_: random.Random) -> tuple[str, list[psutil.Process]]:
     """SIGKILL one process of the run; what it was, and all that were there."""
     found = family(folder)
@@ -134,8 +152,7 @@ def disturb(folder: Path, moment: float, random_: random.Random) -> tuple[str, s
         return disturb(folder, 0.7 * moment, random_)
     victim, everybody = kill_one(folder, random_)
     code = run.wait()
-    _, left = psutil.wait_procs(everybody, timeout=10)
-    if left:
+    if left := outliving(everybody, 10):
         return victim, f"{len(left)} PROCESSES LEFT"
     return victim, "" if code == 0 or victim == "runner" else f"THE RUN EXITED WITH {code}"
 

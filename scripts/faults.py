@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import psutil
-from chaos_grid import CODE, PARAMETERS, environment, family, results, start, write_notebook
+from chaos_grid import CODE, PARAMETERS, alive, environment, family, outliving, results, start, write_notebook
 from chaos_training import TRAIN
 
 TRAINING = "name: {name}\nstages:\n  cell: {{notebook: {name}.ipynb}}\n"
@@ -334,7 +334,7 @@ def frozen(folder: Path) -> str:
     (victim,) = [process for process in family(folder)["worker"] if busy(process)][:1]
     victim.send_signal(signal.SIGSTOP)
     began = time.monotonic()
-    wait_for(lambda: not victim.is_running() or victim.status() == psutil.STATUS_ZOMBIE, "its end", NOTICED)
+    wait_for(lambda: not alive(victim), "its end", NOTICED)
     seconds = time.monotonic() - began
     with contextlib.suppress(psutil.NoSuchProcess):
         victim.send_signal(signal.SIGCONT)
@@ -387,10 +387,9 @@ def attempt(name: str) -> bool:
             verdict, what = "not tried", str(error)
         except Failed as error:
             verdict, what = "FAILED", str(error)
-        for processes in family(folder).values():
-            for process in processes:
-                process.kill()
-                verdict, what = "FAILED", f"{what}; {process} is left"
+        for process in outliving([one for found in family(folder).values() for one in found], 10):
+            process.kill()
+            verdict, what = "FAILED", f"{what}; {process} is left"
     print(f"{verdict:9} {name}: {what}  ({time.monotonic() - began:.0f} s)", flush=True)
     return verdict != "FAILED"
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from statistics import median
 
 import psutil
-from chaos_grid import environment, family, start, write_notebook
+from chaos_grid import environment, family, outliving, start, write_notebook
 from chaos_training import TRAIN
 
 PIECES = 10  # stages of each kind, so that trainings are spread over the run
@@ -132,7 +132,7 @@ class Soak:
     def left(self) -> int:
         """How many processes outlive the runs for half a minute; they are ended."""
         there = [process for found in family(self.folder).values() for process in found]
-        _, left = psutil.wait_procs(there, timeout=30)
+        left = outliving(there, 30)
         for process in left:
             print(f"ORPHAN: {process}", flush=True)
             process.kill()
@@ -171,8 +171,7 @@ class Soak:
 
     def end_cluster(self, patience: float) -> None:
         """Let scheduler and workers end by themselves for so many seconds, then end them."""
-        _, left = psutil.wait_procs([psutil.Process(one.pid) for one in self.cluster if one.poll() is None], patience)
-        for process in left:
+        for process in outliving([psutil.Process(one.pid) for one in self.cluster if one.poll() is None], patience):
             process.terminate()
 
     def dask(self, words: list[str]) -> subprocess.Popen:
