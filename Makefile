@@ -8,7 +8,7 @@ unexport PYTHONDONTWRITEBYTECODE
 # Two one-thread processes use two cores better than one two-thread process.
 ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
-.PHONY: quickstart test mutants test-slow lab notebooks chaos fuzz slurm gpu lint
+.PHONY: quickstart test mutants test-slow lab notebooks chaos fuzz soak faults slurm gpu lint
 
 quickstart: .venv/grid
 	$(BIN)/onestep-bench run params/quickstart.yaml
@@ -50,6 +50,14 @@ chaos: .venv/ready
 # Ten thousand spoilt files of every format that is read; goes on where it was stopped, with tallies in reports/fuzz.
 fuzz: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
+
+# A grid of a thousand cells while its processes are killed every few seconds. Shorter: `make soak SOAK="--minutes 3 --cells 60"`.
+soak: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/soak.py $(SOAK)
+
+# Full disks, removed folders, a clock set back, a frozen worker. Needs root for small disks, and `apt-get install faketime`.
+faults: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/faults.py
 
 # A SLURM of its own on this machine runs the quickstart grid with two jobs, one of which is cancelled in the middle.
 # Needs `apt-get install slurm-wlm munge`.

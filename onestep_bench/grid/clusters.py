@@ -36,6 +36,9 @@ _CALM = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
 }
+# A worker that freezes is noticed within twice this time; its nanny ends it, and its cell begins again elsewhere. No
+# shorter: as a suspended runner goes on, none of its workers has been heard of for long.
+_FREEZE = {"distributed.scheduler.worker-ttl": "60s"}
 _FILE_KEYS = ("class", "arguments", "scale", "adapt")
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -71,7 +74,7 @@ def connected(
     here = _described(cluster, shared, **how) if cluster else _local(gpus, workers, **how)
     # Without a dashboard the port has nothing to tell; its other pages do no harm, but name cells and files.
     silent = {} if dashboard else {"distributed.scheduler.http.routes": []}
-    with dask.config.set(silent), here as started, _client(started) as client:
+    with dask.config.set(_FREEZE | silent), here as started, _client(started) as client:
         if not cluster:
             client.register_plugin(OwnSession())
         yield client
