@@ -82,7 +82,8 @@ def _zip(path: Path) -> Iterator[Archive]:
 
 
 @contextmanager
-def _tar(path: Path) -> Iterator[Archive]:
+def tar_at(path: Path) -> Iterator[tarfile.TarFile]:
+    """An open tar, also gzipped; then it was read to its end, where its check sum stands."""
     with open(path, "rb") as raw, tempfile.TemporaryFile() as plain:
         packed = raw.read(2) == b"\x1f\x8b"
         if packed:  # unpacked once, since a gzipped tar can only be read from front to back
@@ -90,14 +91,20 @@ def _tar(path: Path) -> Iterator[Archive]:
         stream = plain if packed else raw
         stream.seek(0)
         with tarfile.open(fileobj=stream, mode="r:") as archive:
-            entries = {info.name: info for info in archive if info.isreg()}
-            _check_names(path, entries)
+            yield archive
 
-            def read(name: str) -> bytes:
-                return _limited(path, name, archive.extractfile(entries[name]))
 
-            stat = path.stat()
-            yield Archive(path, list(entries), read, _key(path.resolve(), [stat.st_size, stat.st_mtime_ns]))
+@contextmanager
+def _tar(path: Path) -> Iterator[Archive]:
+    with tar_at(path) as archive:
+        entries = {info.name: info for info in archive if info.isreg()}
+        _check_names(path, entries)
+
+        def read(name: str) -> bytes:
+            return _limited(path, name, archive.extractfile(entries[name]))
+
+        stat = path.stat()
+        yield Archive(path, list(entries), read, _key(path.resolve(), [stat.st_size, stat.st_mtime_ns]))
 
 
 def _gunzip(path: Path, plain) -> None:

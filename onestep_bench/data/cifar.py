@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from onestep_bench.data import pickles
+from onestep_bench.data.archives import tar_at
 from onestep_bench.errors import OnestepError
 from onestep_bench.store.files import replacing
 
@@ -53,7 +54,7 @@ def unpack(archive: Path, root: Path, split: str = "train") -> Path:
     Raises OnestepError for an archive that is damaged or holds neither layout whole.
     """
     try:
-        with tarfile.open(archive, "r:*") as tar:
+        with tar_at(archive) as tar:
             names = {member.name: member for member in tar}
             folder = next((folder for folder in LAYOUTS if any(name.startswith(f"{folder}/") for name in names)), None)
             if folder is None:
