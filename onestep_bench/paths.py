@@ -75,18 +75,6 @@ class Path:
         t = spread(t, x0)
         return self.dalpha(t) * x0 + self.dsigma(t) * eps
 
-    def posterior(self, x: Tensor, x0: Tensor, fresh: Tensor, t: Tensor, s: Tensor) -> Tensor:
-        """x_s drawn from q(x_s | x_t = x, x0) by standard normal fresh (n, c, h, w); levels s < t, scalar or (n,).
-
-        The ancestral step (Ho et al. 2020, arXiv:2006.11239, Eq. 6), for any path: as much of the noise in x is kept
-        as the fresh noise leaves room for. At s = 0 it is x0.
-        """
-        t, s = spread(t, x), spread(s, x)
-        shrunk = (self.ratio(s) / self.ratio(t)) ** 2
-        # alpha_s (x / alpha_t - x0) shrunk, written so that it holds where alpha_t is 0.
-        kept = self.alpha(t) * self.sigma(s) ** 2 / (self.alpha(s) * self.sigma(t) ** 2)
-        return self.alpha(s) * x0 + kept * (x - self.alpha(t) * x0) + self.sigma(s) * (1 - shrunk).sqrt() * fresh
-
     def from_x0(self, x: Tensor, x0: Tensor, t: Tensor) -> Tensor:
         """The eps that goes with x0 at x_t = x. Singular at sigma(t) = 0."""
         t = spread(t, x)
@@ -172,6 +160,19 @@ def ve_up_to(level: float) -> Path:
     if not 0 < level < math.inf:
         raise OnestepError(f"a level of noise is a positive number, not {level}")
     return _LowVE(float(level))
+
+
+def posterior(path: Path, x: Tensor, x0: Tensor, fresh: Tensor, t: Tensor, s: Tensor) -> Tensor:
+    """x_s drawn from q(x_s | x_t = x, x0) by standard normal fresh (n, c, h, w); levels s < t, scalar or (n,).
+
+    The ancestral step (Ho et al. 2020, arXiv:2006.11239, Eq. 6), for any path: as much of the noise in x is kept as the
+    fresh noise leaves room for. At s = 0 it is x0.
+    """
+    t, s = spread(t, x), spread(s, x)
+    shrunk = (path.ratio(s) / path.ratio(t)) ** 2
+    # alpha_s (x / alpha_t - x0) shrunk, written so that it holds where alpha_t is 0.
+    kept = path.alpha(t) * path.sigma(s) ** 2 / (path.alpha(s) * path.sigma(t) ** 2)
+    return path.alpha(s) * x0 + kept * (x - path.alpha(t) * x0) + path.sigma(s) * (1 - shrunk).sqrt() * fresh
 
 
 class VP(Path):

@@ -19,7 +19,7 @@ from torch import Tensor
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.flow_map import FlowMap
 from onestep_bench.known import plugins
-from onestep_bench.paths import FLOW, VE, Path
+from onestep_bench.paths import FLOW, VE, Path, posterior
 from onestep_bench.seeds import generator
 
 Sampler = Callable[..., Tensor]
@@ -240,7 +240,7 @@ def ancestral(
     fresh = _fresh(noise, len(levels) - 2) if fresh is None else fresh
     for step, (t, t_next) in enumerate(pairwise(levels[:-1])):
         x0 = denoiser(x, t, labels, want="x0")
-        x = denoiser.path.posterior(x, x0, fresh[step].double(), t, t_next)
+        x = posterior(denoiser.path, x, x0, fresh[step].double(), t, t_next)
     return denoiser(x, levels[-2], labels, want="x0").to(noise.dtype)
 
 

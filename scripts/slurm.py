@@ -1,17 +1,21 @@
 """A real SLURM on this machine runs a grid with two jobs; one is cancelled in the middle, and the grid completes.
 
+While it runs, strangers try the scheduler and the jobs, with a certificate of their own and without: all are refused.
+
 `make slurm` runs it on params/quickstart.yaml; another grid is its argument, with its notebooks as a second one.
 Needs Debian's packages slurm-wlm and munge (`apt-get install slurm-wlm munge`) and dask-jobqueue. Configuration, keys,
 ports, logs and results live in a temporary folder, and what is started here is stopped here: an installed SLURM is not
-touched. Exits with 1 if the grid does not complete, or a job or process of it is left.
+touched. Exits with 1 if the grid does not complete, a stranger is let in, or a job of it is left.
 """
 
 import getpass
+import logging
 import os
 import secrets
 import shutil
 import signal
 import socket
+import stat
 import subprocess
 import sys
 import tempfile
@@ -22,10 +26,11 @@ from pathlib import Path
 
 import psutil
 import yaml
+from distributed import Client, Security
 
 HOUSE = Path(__file__).parent.parent
 HOST = socket.gethostname().split(".")[0]
-PATIENCE = 60.0  # seconds for daemons and jobs to start
+PATIENCE = 180.0  # seconds for daemons and jobs to start
 
 
 def free_ports(count: int) -> list[int]:
@@ -138,6 +143,43 @@ def job_at_work(folder: Path) -> str:
     return ""
 
 
+def addresses() -> list[str]:
+    """Of the scheduler, as the jobs' commands name it, and of the nannies, which these commands are."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            words, settings, sockets = process.cmdline(), process.environ(), process.net_connections("tcp")
+        except psutil.Error:
+            continue
+        if "distributed.cli.dask_worker" in words and "SLURM_JOB_ID" in settings:
+            found += [word for word in words if "://" in word and word[-1].isdigit()]
+            found += [f"tls://127.0.0.1:{one.laddr.port}" for one in sockets if one.status == psutil.CONN_LISTEN]
+    return sorted(set(found))
+
+
+def stranger(address: str, credentials: Security | None) -> str:
+    """How a client that is not ours fares: how it is refused, or 'LET IN'."""
+    logging.getLogger("distributed").setLevel(logging.CRITICAL)
+    try:
+        with Client(address, security=credentials, timeout=5, set_as_default=False):
+            return "LET IN"
+    except OSError as error:
+        return f"refused ({type(error).__name__})"
+
+
+def strangers() -> bool:
+    """Whether all are refused by all that listens; tells each."""
+    known = addresses()
+    tries = [(address, Security.temporary()) for address in known]
+    tries += [(address.replace("tls://", "tcp://"), None) for address in known]
+    told = [
+        (address, "another certificate" if own else "no certificate", stranger(address, own)) for address, own in tries
+    ]
+    for address, shown, how in told:
+        print(f"slurm: a client with {shown} at {address}: {how}", flush=True)
+    return bool(told) and all(how != "LET IN" for _, _, how in told)
+
+
 def cluster_file(folder: Path) -> Path:
     """Two jobs of one cell at a time."""
     (folder / "logs").mkdir()
@@ -148,6 +190,7 @@ def cluster_file(folder: Path) -> Path:
         "processes": 1,
         "memory": "4GB",
         "walltime": "01:00:00",
+        "death_timeout": 300,  # on a busy machine
         "interface": "lo",
         "log_directory": str(folder / "logs"),
         "local_directory": str(folder),
@@ -189,7 +232,11 @@ def judge(run: subprocess.Popen, folder: Path, log: Path) -> int:
     """Cancel one of the two jobs while both run, wait for the end, and see whether all is well."""
     until(lambda: len(jobs()) == 2, "two jobs", log)
     until(lambda: job_at_work(folder), "the first cell", log)
+    closed = strangers()
+    keys = [f"{path.name} {stat.filemode(path.stat().st_mode)}" for path in (folder / "out").glob(".tls-*")]
+    print(f"slurm: certificates in {', '.join(keys) or 'NO FOLDER'}", flush=True)
     time.sleep(3)
+    until(lambda: job_at_work(folder), "a cell", log)
     victim = job_at_work(folder)
     subprocess.run(["scancel", victim], check=True)
     print(f"slurm: two jobs ran; cancelled job {victim} in the middle of a cell", flush=True)
@@ -197,7 +244,7 @@ def judge(run: subprocess.Popen, folder: Path, log: Path) -> int:
     print(log.read_text())
     left = asked("squeue", "-h", "-o", "%i %T")
     print(f"slurm: exit code {code}, jobs left: {left or 'none'}")
-    return 0 if code == 0 and not left else 1
+    return 0 if code == 0 and closed and not left else 1
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ CURVES = {
     "2-rf++:conditional": (4, {}),
     "score-distillation": (4, {"accumulate": 2, "divergence": "js"}),
     "drifting": (6, {"accumulate": 2, "space": "pixels+teacher"}),
+    "sid:conditional": (2, {"accumulate": 2, "adversarial": 0.01, "adversarial_after": 0, "group": 2}),
     "moment-matching:conditional": (4, {"accumulate": 2}),
 }
 SHORT = TrainConfig(kimg=0.08, batch_size=4, lr=1e-2, hflip=True)  # 20 steps

@@ -112,6 +112,16 @@ def test_flow_maps_have_their_options_by_method_and_the_teacher_as_many_evaluati
 
 
 @pytest.mark.slow
+def test_a_small_generator_starts_from_a_denoiser_of_its_size(recorded):
+    small = {"size": "0.01M", "start": "random", "edm_kimg": 0.064, "edm_options": {"p_mean": -1.0}}
+    bundle = recorded(method="drifting", options={"group": 16}, **small)
+    row, _ = rows_of(bundle, "drifting")
+    recipe = bundle["recipes"][row["recipe"]]
+    assert {"edm.kimg", "drifting.kimg"} <= recipe.keys()
+    assert row["size"] == "0.01M"
+
+
+@pytest.mark.slow
 def test_a_small_generator_starts_from_a_slimflow_of_its_size(recorded):
     small = {"size": "0.01M", "start": "random", "reflow_kimg": 0.064, "distill_kimg": 0.064}
     bundle = recorded(method="gdd", options={"critic_channels": 32}, **small)

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod, path_from, spread, ve_up_to
+from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod, path_from, posterior, spread, ve_up_to
 from onestep_bench.samplers import default_times
 
 SCHEDULES = ["linear", "cosine", "sigmoid"]
@@ -200,9 +200,9 @@ def test_what_is_drawn_a_level_down_has_that_levels_share_of_data_and_noise(path
     t, s = level(0.1 + 0.9 * high, path), level((0.1 + 0.9 * high) * 0.99 * low, path)
     x0, zero, one = torch.tensor([[[[0.7]]]], dtype=torch.float64), torch.zeros(1), torch.ones(1)
     at_mean = path.alpha(t) * x0
-    mean = path.posterior(at_mean, x0, zero, t, s)
-    from_state = path.posterior(at_mean + path.sigma(t), x0, zero, t, s) - mean  # of one deviation of x_t's noise
-    from_fresh = path.posterior(at_mean, x0, one, t, s) - mean
+    mean = posterior(path, at_mean, x0, zero, t, s)
+    from_state = posterior(path, at_mean + path.sigma(t), x0, zero, t, s) - mean  # of one deviation of x_t's noise
+    from_fresh = posterior(path, at_mean, x0, one, t, s) - mean
     torch.testing.assert_close(mean, path.alpha(s) * x0)
     torch.testing.assert_close(from_state**2 + from_fresh**2, (path.sigma(s) ** 2).expand_as(mean))
 
@@ -218,4 +218,4 @@ def test_a_level_down_is_ancestral_sampling_as_ddpm_writes_it(index):
     mean = mean + (1 - beta).sqrt() * (1 - abar[index - 1]) / (1 - abar[index]) * x
     deviation = ((1 - abar[index - 1]) / (1 - abar[index]) * beta).sqrt()
     t = torch.tensor(index + 1.0, dtype=torch.float64)
-    torch.testing.assert_close(path.posterior(x, x0, fresh, t, t - 1), mean + deviation * fresh)
+    torch.testing.assert_close(posterior(path, x, x0, fresh, t, t - 1), mean + deviation * fresh)

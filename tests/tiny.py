@@ -2,6 +2,8 @@
 
 import base64
 import io
+import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -109,3 +111,9 @@ def executed(path: Path, rows: list[dict], strips: Sequence[dict] = (), stamp: d
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=stamp or {}), path)
     return path
+
+
+def page_data(page: str) -> dict:
+    """What the scripts of a report's page read."""
+    (text,) = re.findall(r'<script type="application/json" id="data">(.*?)</script>', page, re.DOTALL)
+    return json.loads(text)

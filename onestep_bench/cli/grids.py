@@ -29,6 +29,8 @@ from onestep_bench.units import duration
 _NOTEBOOKS = "default: `notebooks` in the grid, else notebooks/ beside its folder, else in this one"
 _OUT = "default: `out` in the grid, else reports/NAME beside the notebooks found, else in this folder"
 _SCALE = "of every budget, 0.001 to try a grid out; such a run has results of its own, in reports/NAME-scale0.001"
+_INSECURE = "speak to scheduler and workers in the clear (tcp://): whoever reaches them runs code as you"
+_NO_DASHBOARD = "start no dashboard; it is on this machine's 127.0.0.1:8787, where others who log in here may read it"
 _SET = "a parameter of every cell that declares it, VALUE in YAML; NAME.KEY of a mapping; may be repeated"
 
 
@@ -57,8 +59,10 @@ def add_commands(commands) -> None:
             sub.add_argument("--fresh", action="append", default=[], metavar="STAGE", help=again)
             where = sub.add_mutually_exclusive_group()
             where.add_argument("--workers", type=_positive, metavar="N", help="default: one a GPU, or one a CPU core")
-            where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, tcp://host:port")
+            where.add_argument("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, tls://host:port")
             where.add_argument("--cluster", type=Path, metavar="FILE.yaml", help="a cluster; see params/clusters/")
+            sub.add_argument("--insecure", action="store_true", help=_INSECURE)
+            sub.add_argument("--no-dashboard", dest="dashboard", action="store_false", help=_NO_DASHBOARD)
 
 
 def _positive(text: str) -> int:
@@ -209,11 +213,11 @@ def _reuse(status: Status) -> str:
 
 def _run(options: argparse.Namespace) -> int:
     grid = _afresh(_grid(options), options.fresh)
-    needs_extra("grid", "running a grid", "distributed", "papermill", "ipykernel", "psutil")
+    needs_extra("grid", "running a grid", "distributed", "cryptography", "papermill", "ipykernel", "psutil")
     _check_files(grid)
     from onestep_bench.grid import engine
 
-    where = {"workers": options.workers, "scheduler": options.scheduler, "cluster": options.cluster}
+    where = {name: getattr(options, name) for name in ("workers", "scheduler", "cluster", "insecure", "dashboard")}
     drafts = _Drafts(options)
     try:
         statuses = engine.run(grid, store=options.store, after=drafts.after, **where)

@@ -19,11 +19,13 @@ from threading import Lock
 
 import dask
 import yaml
-from distributed import Client, Nanny, Scheduler, SpecCluster, WorkerPlugin
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, WorkerPlugin
 
 from onestep_bench.errors import OnestepError, near_miss
+from onestep_bench.grid import security
 from onestep_bench.grid.cells import Cell
 from onestep_bench.grid.progress import inside
+from onestep_bench.store.files import own_temporary
 
 _TIMEOUT = 20  # seconds to find a scheduler in
 # Dask looks at its own threads a hundred times a second, which on this machine's cores takes a fifth of one from the
@@ -39,33 +41,48 @@ _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 @contextmanager
 def connected(
-    gpus: int, *, workers: int | None = None, scheduler: str | None = None, cluster: Path | None = None
+    gpus: int,
+    *,
+    shared: Path,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    cluster: Path | None = None,
+    insecure: bool = False,
+    dashboard: bool = True,
 ) -> Iterator[Client]:
     """A client of the workers that cells run on; what was started here stops with it.
 
     gpus: the most devices that one cell asks for. workers: slots of this machine to use, by default all. scheduler:
-    address of a running one. cluster: YAML file of a cluster class and its arguments.
-    Raises OnestepError if there is no such scheduler, file, class or device.
+    address of a running one. cluster: YAML file of a cluster class and its arguments. shared: a folder that all
+    machines see, for a cluster's certificates. insecure: whether connections may be in the clear. dashboard: whether
+    what is started here has one.
+    Raises OnestepError if there is no such scheduler, file, class or device, or if it is not encrypted.
     """
     # What the user should know of lost workers and connections, the engine tells.
     for name in ("distributed", "distributed.client", "tornado"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     warnings.filterwarnings("ignore", message="Port 8787 is already in use")  # the dashboard takes another
     if scheduler:
-        with _client(scheduler) as client:
+        with _client(scheduler, security.of_user(scheduler, insecure=insecure)) as client:
             yield client
         return
-    with _described(cluster) if cluster else _local(gpus, workers) as started, _client(started) as client:
+    how = {"insecure": insecure, "dashboard": dashboard}
+    here = _described(cluster, shared, **how) if cluster else _local(gpus, workers, **how)
+    # Without a dashboard the port has nothing to tell; its other pages do no harm, but name cells and files.
+    silent = {} if dashboard else {"distributed.scheduler.http.routes": []}
+    with dask.config.set(silent), here as started, _client(started) as client:
         if not cluster:
             client.register_plugin(OwnSession())
         yield client
 
 
 @contextmanager
-def _client(address: object) -> Iterator[Client]:
+def _client(address: object, credentials: Security | None = None) -> Iterator[Client]:
     try:
-        client = Client(address, timeout=_TIMEOUT, set_as_default=False)
+        client = Client(address, timeout=_TIMEOUT, set_as_default=False, security=credentials)
     except (OSError, ValueError) as error:
+        if credentials:
+            raise OnestepError(f"no scheduler at {address} answers to your certificate; see Dask's `tls`") from error
         raise OnestepError(f"no scheduler answers at {address}; start one with `dask scheduler`") from error
     try:
         client.register_plugin(Devices())
@@ -79,15 +96,22 @@ def _client(address: object) -> Iterator[Client]:
 
 
 @contextmanager
-def _local(gpus: int, workers: int | None) -> Iterator[SpecCluster]:
+def _local(gpus: int, workers: int | None, *, insecure: bool, dashboard: bool) -> Iterator[SpecCluster]:
     devices, cores = visible_gpus(), len(os.sched_getaffinity(0))
-    # Notebooks are code: nobody but this machine may send any.
-    scheduler = {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:8787"}
+    # Notebooks are code: nobody but this machine may send any, and of its users only this one, who has the certificate.
+    own = None if insecure else Security.temporary()
+    shown = {"dashboard_address": security.LOOPBACK} if dashboard else security.NO_DASHBOARD
+    scheduler = {"host": "127.0.0.1", "protocol": "tcp" if insecure else "tls", "security": own, **shown}
+    specs = worker_specs(devices, cores, gpus, workers)
+    for spec in specs.values():
+        # Not below /tmp/dask-scratch-space, which is whoever's came first.
+        spec["options"] |= {"security": own, "local_directory": str(own_temporary())}
     with (
         dask.config.set(_CALM),
         SpecCluster(
-            workers=worker_specs(devices, cores, gpus, workers),
+            workers=specs,
             scheduler={"cls": Scheduler, "options": scheduler},
+            security=own,
             silence_logs=logging.CRITICAL,
         ) as cluster,
     ):
@@ -118,6 +142,7 @@ def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None)
             "memory_limit": None,  # workers hold nothing; cells are processes of their own
             "silence_logs": logging.CRITICAL,
             "host": "127.0.0.1",
+            "dashboard_address": "127.0.0.1:0",
         }
         specs[index] = {"cls": Nanny, "options": options}
     return specs
@@ -193,23 +218,34 @@ class Inside(WorkerPlugin):
 
 
 @contextmanager
-def _described(path: Path) -> Iterator[object]:
+def _described(path: Path, shared: Path, *, insecure: bool, dashboard: bool) -> Iterator[object]:
     """The cluster of a YAML file: `class`, its `arguments`, and how to `scale` or `adapt` it."""
     document = _read(path)
-    make = _class(document["class"], path)
-    arguments = document.get("arguments") or {}
+    make, where = _class(document["class"], path), f"{path}: {document['class']}"
+    given = document.get("arguments") or {}
+    with _arguments_of(where, make, given, shared, insecure=insecure, dashboard=dashboard) as arguments:
+        try:
+            cluster = make(**arguments)
+        except (TypeError, ValueError, OSError, RuntimeError) as error:
+            raise OnestepError(f"{where}: {str(error).strip().splitlines()[0]}") from error
+        try:
+            security.held_to(cluster.scheduler_address, where, insecure=insecure)
+            for verb in ("scale", "adapt"):
+                if verb in document:
+                    _call(getattr(cluster, verb), document[verb], f"{path}: {verb}")
+            yield cluster
+        finally:
+            cluster.close()
+
+
+@contextmanager
+def _arguments_of(where: str, make: object, given: dict, shared: Path, **how: bool) -> Iterator[dict]:
     try:
-        inspect.signature(make).bind(**arguments)
-        cluster = make(**arguments)
-    except (TypeError, ValueError, OSError, RuntimeError) as error:
-        raise OnestepError(f"{path}: {document['class']}: {str(error).strip().splitlines()[0]}") from error
-    try:
-        for verb in ("scale", "adapt"):
-            if verb in document:
-                _call(getattr(cluster, verb), document[verb], f"{path}: {verb}")
-        yield cluster
-    finally:
-        cluster.close()
+        inspect.signature(make).bind(**given)
+    except TypeError as error:
+        raise OnestepError(f"{where}: {error}") from error
+    with security.arranged(make, given, shared, where, **how) as arguments:
+        yield arguments
 
 
 def _read(path: Path) -> dict:

@@ -21,11 +21,12 @@ from distributed import Client, Future, KilledWorker, Reschedule, get_worker
 from tqdm import tqdm
 
 from onestep_bench.errors import OnestepError
-from onestep_bench.grid import clusters, execution, progress
+from onestep_bench.grid import clusters, execution, progress, security
 from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, failed_path, scratch_path, status_of
 from onestep_bench.grid.locks import is_held
 from onestep_bench.grid.schedule import expected, urgency
 from onestep_bench.store.artifacts import FRESH, lock_of, root
+from onestep_bench.store.files import share
 from onestep_bench.units import duration
 
 TRIES = 2  # of a cell that fails, and not by a user's mistake
@@ -40,16 +41,20 @@ def run(
     workers: int | None = None,
     scheduler: str | None = None,
     cluster: Path | None = None,
+    insecure: bool = False,
+    dashboard: bool = True,
     after: Callable[[list[Status]], None] = lambda statuses: None,
 ) -> list[Status]:
     """Execute every cell that is not done yet, telling the terminal; returns the final status of every cell.
 
-    store: artifact store for the cells (their ONESTEP_STORE). workers, scheduler, cluster: see
-    `clusters.connected`. after: called with all statuses whenever a cell is done.
+    store: artifact store for the cells (their ONESTEP_STORE). workers, scheduler, cluster, insecure,
+    dashboard: see `clusters.connected`. after: called with all statuses whenever a cell is done.
     Raises OnestepError if the folder cannot be written, or if there are no such workers.
     """
     try:
         grid.executed.mkdir(parents=True, exist_ok=True)
+        for folder in (grid.out, grid.executed):
+            share(folder)
     except OSError as error:
         raise OnestepError(f"cannot write {grid.out}: {error.strerror}; choose another folder with --out") from error
     found = [status_of(cell, grid.executed) for cell in grid.cells]
@@ -61,8 +66,9 @@ def run(
     if not pending:
         return list(known.values())
     gpus = max(cell.gpus for cell in pending)
+    how = {"insecure": insecure, "dashboard": dashboard, "shared": grid.out}
     with (
-        clusters.connected(gpus, workers=workers, scheduler=scheduler, cluster=cluster) as client,
+        clusters.connected(gpus, workers=workers, scheduler=scheduler, cluster=cluster, **how) as client,
         closing(
             run_cells(
                 pending,
@@ -76,7 +82,9 @@ def run(
         # disable=None: no bar where stderr is a file.
         tqdm(total=len(known), initial=done, disable=None, bar_format=_BAR) as bar,
     ):
-        bar.write(_introduction(client, gpus))
+        bar.write(_introduction(client, gpus, dashboard=dashboard or bool(scheduler)))
+        if insecure:
+            bar.write(security.OPEN)
         for status in statuses:
             if status is None:
                 _refresh(bar, known.values(), grid)
@@ -307,11 +315,12 @@ def _slots(client: Client) -> int:
     return sum(worker["nthreads"] for worker in client.scheduler_info(n_workers=-1)["workers"].values())
 
 
-def _introduction(client: Client, gpus: int) -> str:
+def _introduction(client: Client, gpus: int, *, dashboard: bool) -> str:
     workers = client.scheduler_info(n_workers=-1)["workers"].values()
-    lines = [f"{len(workers)} workers, {_slots(client)} cells at a time; dashboard {client.dashboard_link}"]
+    shown = f"dashboard {client.dashboard_link}" if dashboard else "no dashboard"
+    lines = [f"{len(workers)} workers, {_slots(client)} cells at a time; {shown}"]
     if not workers:
-        lines[0] = f"no workers yet, cells wait for them; dashboard {client.dashboard_link}"
+        lines[0] = f"no workers yet, cells wait for them; {shown}"
     elif gpus > 1 and not any(worker["resources"].get("gpus", 0) >= gpus for worker in workers):
         lines.append(f"no worker offers {gpus} gpus yet: start some with `dask worker --resources gpus={gpus}`")
     return "\n".join(lines)

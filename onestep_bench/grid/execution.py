@@ -30,7 +30,7 @@ from onestep_bench.grid.cells import RUNNING, STAMP, Cell, Status, executed_path
 from onestep_bench.grid.locks import held
 from onestep_bench.grid.parameters import read_notebook
 from onestep_bench.store.artifacts import WAITING
-from onestep_bench.store.files import write_json
+from onestep_bench.store.files import own_folder, write_json
 from onestep_bench.store.notes import SCRATCH, noted
 from onestep_bench.units import duration, size
 
@@ -61,7 +61,7 @@ def execute(
         if status.state == "done":  # by another run, since this one looked
             return status
         shutil.rmtree(scratch, ignore_errors=True)  # what a killed run left
-        scratch.mkdir()
+        own_folder(scratch)
         try:
             return _attempt(cell, folder, scratch, environment, unwanted)
         finally:
@@ -73,7 +73,7 @@ def file_loss(cell: Cell, folder: Path, why: str) -> Status:
     scratch = scratch_path(cell, folder)
     with held(scratch.with_name(f"{cell.id}.lock")) as ours:
         if ours:
-            scratch.mkdir(exist_ok=True)
+            own_folder(scratch)
             _file(cell, folder, scratch, 0, 0.0, why)
             shutil.rmtree(scratch)
     return Status(cell, "failed", why=why)
@@ -83,7 +83,10 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
     failed_path(cell, folder).unlink(missing_ok=True)
     write_json(scratch / RUNNING, {"host": socket.gethostname(), "started": time.time()})
     started = time.perf_counter()
-    with tempfile.TemporaryDirectory(prefix="onestep-") as sockets, open(scratch / "log", "wb") as log:
+    with (
+        tempfile.TemporaryDirectory(prefix="onestep-", dir=_place_of_sockets()) as sockets,
+        open(scratch / "log", "wb") as log,
+    ):
         job = {"notebook": str(cell.notebook), "parameters": cell.parameters, "ranks": cell.gpus}
         write_json(scratch / "job.json", {**job, "supervisor": os.getpid(), "sockets": sockets})
         process = subprocess.Popen(
@@ -107,6 +110,12 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
         why = f"{stopped}; {why}" if why.startswith("KeyboardInterrupt") else stopped
     _file(cell, folder, scratch, rank, time.perf_counter() - started, why)
     return replace(status_of(cell, folder), mistake=mistake)
+
+
+def _place_of_sockets() -> str:
+    """Where a folder's path leaves room: a socket's may have some hundred bytes in all."""
+    place = tempfile.gettempdir()
+    return place if len(os.fsencode(place)) < 60 else "/tmp"
 
 
 def _watch(process: subprocess.Popen, cell: Cell, unwanted: Callable[[], bool]) -> str | None:
@@ -258,9 +267,9 @@ def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path
     import papermill
     from traitlets.config import Config
 
-    # Kernels that start at one time take each other's TCP ports, now and then. Sockets are files, in a folder of their
-    # own; their paths must not be long.
-    manager = {"transport": "ipc", "connection_file": str(connection)} if len(str(connection)) < 90 else {}
+    # Kernels that start at one time take each other's TCP ports, now and then, and everybody on the machine reaches
+    # those. Sockets are files, in a folder that only this user may enter.
+    manager = {"transport": "ipc", "connection_file": str(connection)}
     try:
         papermill.execute_notebook(
             notebook,

@@ -6,14 +6,16 @@ from pathlib import Path
 
 import filelock
 
+from onestep_bench.store.files import file_lock, own_folder
+
 _PATIENCE = 2.0  # seconds to wait for a cell that another run executes before trying others
 
 
 @contextmanager
 def held(path: Path, patience: float = _PATIENCE) -> Iterator[bool]:
     """Hold a lock; yields False if another process holds it for longer than `patience` seconds."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = filelock.FileLock(path)
+    own_folder(path.parent)
+    lock = file_lock(path)
     try:
         lock.acquire(timeout=patience)
     except filelock.Timeout:

@@ -18,7 +18,7 @@ from onestep_bench.errors import OnestepError
 from onestep_bench.losses import moved, normalised
 from onestep_bench.methods import Adam, Method, Nets, register
 from onestep_bench.networks import critics
-from onestep_bench.paths import FLOW, VE, spread
+from onestep_bench.paths import FLOW, VE, posterior, spread
 
 LEAST = 0.002  # noise-to-signal ratio: EDM's lowest level, below which no denoiser here was trained
 
@@ -64,7 +64,7 @@ def moment_matching(nets: Nets, cfg: MomentMatchingConfig):
         x_t = path.mix(batch.images, draw.normal("eps", shape), t)
         x = student(x_t, t, labels, want="x0")
         with torch.no_grad():
-            y = path.posterior(x_t, x, draw.normal("fresh", shape), t, s) / spread(path.alpha(s), x)
+            y = posterior(path, x_t, x, draw.normal("fresh", shape), t, s) / spread(path.alpha(s), x)
             sigma = path.ratio(s)
             wanted = teacher(y, sigma, labels, want="x0")
             direction = normalised(fake(y, sigma, labels, want="x0") - wanted, x, wanted)

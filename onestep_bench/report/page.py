@@ -1,22 +1,25 @@
 """Executed notebooks to tables, figures and one HTML page: a pure function of the notebooks, equal bytes every time.
 
-Scores are comparable only under one protocol, so every figure and table here takes rows of one protocol and refuses
-more; `render` makes one of each per protocol, and then what compares splits, judges and models.
+The page holds all it needs: data, figures' specifications, what draws them, and its own scripts (`web/`). Scores are
+comparable only under one protocol: tables and figures show those of one, and the page's filters choose which.
 """
 
-import base64
-import os
+import json
+from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import quote
+from typing import NamedTuple
 
-import jinja2
 import numpy as np
 import pandas as pd
 
 from onestep_bench import __version__
-from onestep_bench.grid.cells import Grid, Status, executed_path, failed_path, status_of
-from onestep_bench.report.recipes import results
-from onestep_bench.report.samples import sample_sheet
+from onestep_bench.grid.cells import Cell, Grid, Status, executed_path, failed_path, status_of
+from onestep_bench.report import charts, provenance
+from onestep_bench.report.executed import as_pages, environment
+from onestep_bench.report.headline import headline
+from onestep_bench.report.points import distance_name, score_table
+from onestep_bench.report.recipes import extended, results
+from onestep_bench.report.samples import named, on_page, one_a_name, sample_sheet
 from onestep_bench.report.sections import FILES, across, endings, protocols, save
 from onestep_bench.report.tables import BUSY, executed_in, read_rows, read_strips, summarise
 from onestep_bench.store.files import write_text
@@ -25,49 +28,115 @@ _STATES = ("done", "outdated", "failed", "to do")
 
 
 def render(source: Grid | Path, out: Path | None = None) -> Path:
-    """Write results.csv, summary.csv, the figures and report.html into `out`; returns the path of report.html.
+    """Write results.csv, summary.csv, figures, the notebooks' pages and report.html into `out`; the latter's path.
 
     source: a grid, or a folder of executed notebooks. Of a grid's cells that are outdated the rows are labelled so.
     out: default the grid's own folder, or the notebooks' folder. With several protocols each has figures of its own,
     named after data set and features. Figures of an earlier rendering that no longer exist are removed.
     """
-    statuses = [status_of(cell, source.executed) for cell in source.cells] if isinstance(source, Grid) else []
-    folder = source.executed if isinstance(source, Grid) else source
-    if isinstance(source, Grid):
-        notebooks = sorted(executed_path(status.cell, folder) for status in statuses if status.state == "done")
-    else:
-        notebooks = executed_in(folder)
-    # One that failed when it was run again is outdated too.
-    old = [executed_path(status.cell, folder) for status in statuses if status.state in ("outdated", "failed")]
-    outdated = sorted(filter(Path.exists, old))
-    out = out or (source.out if isinstance(source, Grid) else folder)
-    rows, strips = read_rows(notebooks, outdated), read_strips(notebooks, outdated)
+    found = _found(source)
+    out = out or found.home
+    rows = read_rows(found.notebooks, found.outdated)
+    strips = named(read_strips(found.notebooks, found.outdated), extended(rows))
     write_text(out / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
     write_text(out / "summary.csv", summarise(rows).to_csv(index=False, lineterminator="\n"))
-    found = results(rows)
-    sections, parts, sheets = protocols(found, out), across(found, rows, out), _draw_sheets(strips, out)
-    for part in [*sections, *parts]:
-        part["images"] = [image | {"data": _embedded(out / image["file"])} for image in part["images"]]
-    _remove_stale(out, {name for part in [*sections, *parts, *sheets] for name in part["files"]})
-    page = _template().render(
-        title=source.title if isinstance(source, Grid) else folder.name,
-        name=source.name if isinstance(source, Grid) else folder.name,
-        sections=sections,
-        parts=parts,
-        sheets=sheets,
-        cells=[_cell_line(status, folder, out) for status in statuses],
-        counts={state: sum(status.state == state for status in statuses) for state in _STATES},
-        outside=len(executed_in(folder)) - len(notebooks) - len(outdated),
-        notes=_notes(found),
+    scores = results(rows)
+    prints, parts, sheets = protocols(scores, out), across(scores, rows, out), _draw_sheets(one_a_name(strips), out)
+    _remove_stale(out, {name for part in [*prints, *parts, *sheets] for name in part["files"]})
+    origin = provenance.tables(rows, [*found.notebooks, *found.outdated])
+    page = environment().get_template("report.html")
+    text = page.render(
+        _told(found, out),
+        headline=headline(scores),
+        notes=_notes(scores),
+        parts=[part | {"tables": [table["caption"] for table in part["tables"]]} for part in parts],
+        prints=[*prints, *({"words": part["title"], "files": part["files"]} for part in parts), *sheets],
+        strips=len(strips),
+        nearest=any(strip.get("nearest") for strip in strips),
         rows=len(rows),
-        notebooks=len(notebooks) + len(outdated),
-        outdated=len(outdated),
-        device=sorted(set(rows["device"].astype(str))),
-        versions=sorted(set(rows["versions"].astype(str))),
+        sources=provenance.sources(rows),
+        origin=[table["caption"] for table in origin],
         version=__version__,
+        data=_embedded(_data(rows, parts, origin, strips)),
+        vega=charts.scripts() if len(scores) else "",
     )
-    write_text(out / "report.html", page)
+    write_text(out / "report.html", text)
     return out / "report.html"
+
+
+class _Found(NamedTuple):
+    """What there is to report. statuses: of a grid's cells. home: where its report goes by default."""
+
+    grid: Grid | None
+    statuses: list[Status]
+    folder: Path
+    home: Path
+    notebooks: list[Path]
+    outdated: list[Path]
+    failed: list[Path]
+
+
+def _found(source: Grid | Path) -> _Found:
+    if not isinstance(source, Grid):
+        failed = sorted(source.glob("*.failed.ipynb"))
+        return _Found(None, [], source, source, executed_in(source), [], failed)
+    folder = source.executed
+    statuses = [status_of(cell, folder) for cell in source.cells]
+
+    def those(*states: str, path: Callable[[Cell, Path], Path] = executed_path) -> list[Path]:
+        return sorted(path(status.cell, folder) for status in statuses if status.state in states)
+
+    # One that failed when it was run again is outdated too.
+    outdated = list(filter(Path.exists, those("outdated", "failed")))
+    failed = those("failed", path=failed_path)
+    return _Found(source, statuses, folder, source.out, those("done"), outdated, failed)
+
+
+def _told(found: _Found, out: Path) -> dict:
+    """What the page says of its grid or folder; the notebooks' own pages are written along with it."""
+    grid, folder, statuses = found.grid, found.folder, found.statuses
+    name = out.resolve().name if folder.name == "notebooks" else folder.name
+    read = len(found.notebooks) + len(found.outdated)
+    pages = as_pages([*found.notebooks, *found.outdated, *found.failed], out / "executed")
+    lines = provenance.cells(statuses, folder, pages, out) if grid else provenance.notebooks_of(folder, pages, out)
+    return {
+        "title": grid.title if grid else name,
+        "name": grid.name if grid else name,
+        "grid": grid,
+        "cells": lines,
+        "counts": {state: sum(status.state == state for status in statuses) for state in _STATES},
+        "notebooks": read,
+        "outdated": len(found.outdated),
+        "outside": len(executed_in(folder)) - read,
+    }
+
+
+def _data(rows: pd.DataFrame, parts: list[dict], origin: list[dict], strips: list[dict]) -> dict:
+    """What the page's scripts read."""
+    scored = len(results(rows)) > 0
+    return {
+        "scores": score_table(rows) if scored else None,
+        "figures": charts.figures() if scored else [],
+        "parts": [
+            {name: part[name] for name in ("tables", "pair")} | {"figure": part["pair"] and _figure_of(part["pair"])}
+            for part in parts
+        ],
+        "origin": origin,
+        "strips": on_page(strips),
+    }
+
+
+def _figure_of(pair: tuple[str, str]) -> dict:
+    """Two splits are of one judge and may have equal distances; two judges have scales of their own."""
+    return charts.against(equal=pair == ("train", "test"))
+
+
+def _embedded(data: dict) -> str:
+    """JSON that may stand in a script element, whatever names say: without < and & nothing in it ends or begins one."""
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for sign in "<>&\u2028\u2029":
+        text = text.replace(sign, f"\\u{ord(sign):04x}")
+    return text
 
 
 def _remove_stale(out: Path, fresh: set[str]) -> None:
@@ -78,29 +147,14 @@ def _remove_stale(out: Path, fresh: set[str]) -> None:
                 path.unlink()
 
 
-def _template() -> jinja2.Template:
-    environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-    )
-    return environment.get_template("report.html")
-
-
 def _draw_sheets(strips: list[dict], out: Path) -> list[dict]:
+    """The sheet of samples of each data set, for print."""
     datasets = sorted({strip["dataset"] for strip in strips})
     sheets = []
     for dataset, ending in zip(datasets, endings(datasets), strict=True):
         figure = sample_sheet([strip for strip in strips if strip["dataset"] == dataset])
-        name = save(figure, out / f"samples{ending}.png")
-        sheets.append({"dataset": dataset, "files": [name], "image": _embedded(out / name)})
+        sheets.append({"words": f"Samples: {dataset}", "files": [save(figure, out / f"samples{ending}.png")]})
     return sheets
-
-
-def _embedded(path: Path) -> str:
-    kind = "svg+xml" if path.suffix == ".svg" else "png"
-    return f"data:image/{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
 
 
 def _notes(rows: pd.DataFrame) -> list[str]:
@@ -123,7 +177,10 @@ def _notes(rows: pd.DataFrame) -> list[str]:
     sound = np.isfinite(rows["fid"]) & (rows["fid"] > 0)
     for row in rows[~sound].itertuples(index=False):
         name = f"{row.label}, {row.size}, {row.steps} steps, training seed {row.train_seed}, seed {row.seed}"
-        notes.append(f"{row.dataset}, {row.features} features: the FID of {name} is {row.fid}: its mean is not drawn.")
+        term = distance_name({row.features})
+        notes.append(
+            f"{row.dataset}, {row.features} features: the {term} of {name} is {row.fid}: its mean is not drawn."
+        )
     warned = rows[rows["warning"].fillna("") != ""]
     for (dataset, features, warning), group in warned.groupby(["dataset", "features", "warning"], sort=True):
         notes.append(f"{dataset}, {features} features, {len(group)} of {len(rows)} scores: {warning}.")
@@ -134,15 +191,3 @@ def _once(models: pd.Series) -> dict[tuple, int]:
     """Numbers of models by (data set, label, size, training seed), the largest over protocols, samplers and steps."""
     names = ["dataset", "label", "size", "train_seed"]
     return models.groupby(names, dropna=False).max().to_dict()
-
-
-def _cell_line(status: Status, folder: Path, out: Path) -> dict:
-    executed, failed = executed_path(status.cell, folder), failed_path(status.cell, folder)
-    path = {"done": executed, "outdated": executed, "failed": failed}.get(status.state)
-    return {
-        "id": status.cell.id,
-        "state": "missing" if status.state == "to do" else status.state,
-        "link": quote(Path(os.path.relpath(path, out)).as_posix()) if path else "",
-        "seconds": f"{status.seconds:.1f}" if path else "",
-        "why": status.why,
-    }

@@ -19,22 +19,30 @@ def results(rows: pd.DataFrame) -> pd.DataFrame:
     Where models of one label, size, budget, sampler and number of steps differ in what they saw or in their recipe, the
     label is extended by what differs, from `attrs["recipes"]` ('KD (lr 0.001)'), or by the recipe's hash. A budget
     (kimg) alone is no difference: curves over it are drawn. Column `family` is the label without what was seen, so that
-    'GDD, data' and 'GDD, teacher images' find each other. Rows that went through here come back as they are.
+    'GDD, data' and 'GDD, teacher images' find each other. Rows that went through here come back as
+    they are.
     """
     if "family" in rows:
         return rows
-    recipes = rows.attrs.get("recipes", {})
     kept = rows[rows["purpose"] != "search"].copy()
     kept.attrs = {"metrics": rows.attrs.get("metrics", {})}
-    labels = {label: _extended(label, own, recipes) for label, own in kept.groupby("label", sort=False)}
+    labels = extended(rows)
     kept["family"] = kept["label"].map(lambda label: _SAW.sub("", label))
     keys = zip(kept["label"], kept["saw"].fillna(""), kept["recipe"].fillna(""), strict=True)
     kept["label"] = [labels[label][saw, recipe] for label, saw, recipe in keys]
     return kept
 
 
+def extended(rows: pd.DataFrame) -> dict[str, dict[tuple[str, str], str]]:
+    """By label, and by (saw, recipe), each '' where it is not known: what `results` calls such a model."""
+    kept = rows[rows["purpose"] != "search"]
+    recipes = rows.attrs.get("recipes", {})
+    return {label: _extended(label, own, recipes) for label, own in kept.groupby("label", sort=False)}
+
+
 def _extended(label: str, own: pd.DataFrame, recipes: dict[str, dict]) -> dict[tuple[str, str], str]:
     """Of one label: the label of each (saw, recipe)."""
+    own.attrs = {}  # pandas copies them, whole, at every step
     own = own.fillna({"saw": "", "recipe": ""})
     crowds = [set(recipe) for _, recipe in own.groupby(_PLACE, dropna=False)["recipe"] if recipe.nunique() > 1]
     settings = differing(sorted(set().union(*crowds)), recipes, set(own["method"]))

@@ -16,6 +16,47 @@ from onestep_bench.report.tables import is_teacher, strip_order
 COLUMNS = 16  # images of a strip that are shown
 
 
+def named(strips: list[dict], labels: dict[str, dict[tuple[str, str], str]]) -> list[dict]:
+    """Strips under the labels of `recipes.extended(rows)`: what tables and figures call their models.
+
+    Those of searches, of which no result tells, are left out; one whose notebook does not tell its recipe keeps its
+    label.
+    """
+    found = []
+    for strip in strips:
+        own = labels.get(strip["label"], {})
+        key = (strip.get("saw") or "", strip.get("recipe") or "")
+        label = own.get(key, strip["label"] if key == ("", "") else None)
+        if label and strip["label"] in labels:
+            found.append(strip | {"label": label})
+    return sorted(found, key=strip_order)
+
+
+def one_a_name(strips: list[dict]) -> list[dict]:
+    """Of strips of one (dataset, label, size, steps) that of the largest budget: what a sheet on paper has room for."""
+    best: dict[tuple, dict] = {}
+    for strip in sorted(strips, key=lambda strip: -(strip.get("kimg") or 0)):
+        best.setdefault((strip["dataset"], strip["label"], strip["size"], strip["steps"]), strip)
+    return sorted(best.values(), key=strip_order)
+
+
+def on_page(strips: list[dict]) -> list[dict]:
+    """Strips as the page's script takes them, each with its number of images and the pixels of their side.
+
+    nearest: {png, index}, of the training image nearest to each, in pixels; None of records without it.
+    """
+    names = ("dataset", "label", "size", "steps", "sampler", "kimg", "train_seed", "png")
+    return [
+        {name: strip.get(name) for name in names} | {"nearest": strip.get("nearest"), **_measure(strip["png"])}
+        for strip in strips
+    ]
+
+
+def _measure(png: str) -> dict:
+    wide, high = Image.open(io.BytesIO(base64.b64decode(png))).size
+    return {"count": max(1, wide // high), "side": high}
+
+
 @styled
 def sample_sheet(strips: list[dict]) -> Figure:
     """Samples of every model from the same noise: one row per (label, size, steps), teachers with many steps first.

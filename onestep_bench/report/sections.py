@@ -1,7 +1,7 @@
-"""What stands on a report's page: figures and a table of each protocol, then what takes several to see."""
+"""The parts of a report's page after its scores: differences, splits, judges, spread, search; and figures for print."""
 
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -14,47 +14,34 @@ from onestep_bench.errors import OnestepError
 from onestep_bench.report import comparisons, figures
 from onestep_bench.report.colours import looks as looks_of
 from onestep_bench.report.drawing import STYLE
+from onestep_bench.report.points import column, judged, plain, weight
 from onestep_bench.report.recipes import search_table
-from onestep_bench.report.statistics import by_judge, components, differences, generalisation_gap
-from onestep_bench.report.tables import BUSY, PROTOCOL, brief, drawable, table
+from onestep_bench.report.statistics import COPY, by_judge, components, differences, generalisation_gap
+from onestep_bench.report.tables import PROTOCOL, drawable, is_teacher
 from onestep_bench.store.files import replacing
 
-_ALT = {
-    "fid_vs_steps": "Fréchet distance against network evaluations",
-    "fid_vs_params": "Fréchet distance against parameters",
-    "fid_vs_cost": "Fréchet distance against training cost",
-    "fid_vs_latency": "Fréchet distance against time to draw an image",
-    "two_by_two": "Fréchet distance by method and by what it was trained on",
-    "held_out": "Fréchet distance against the training split and against the test split",
-    "judges": "Two judges' orders of the methods",
-    "copying": "Nearest-neighbour ratio of each method",
-}
-FILES = tuple(_ALT)  # beginnings of the names of the files drawn here
+# Beginnings of the names of the files drawn here.
+FILES = (
+    "fid_vs_steps", "fid_vs_params", "fid_vs_cost", "fid_vs_latency", "two_by_two", "held_out", "judges", "copying",
+)  # fmt: skip
 
 
 def protocols(rows: pd.DataFrame, out: Path) -> list[dict]:
-    """Figures (written to `out`) and table of each protocol, of each data set first that which counts most.
+    """Draw the figures of each protocol into `out`, of each data set first that which counts most: {words, files}.
 
     That is the test split, judged by a judge that knows classes. It has all figures, the others three.
     """
     looks = looks_of(rows["label"])
-    groups = sorted((group for _, group in rows.groupby(PROTOCOL)), key=_weight)
+    groups = sorted((group for _, group in rows.groupby(PROTOCOL)), key=weight)
     split = rows["split"].nunique() > 1
     names = [f"{one.dataset}-{one.features}" + f"-{one.split}" * split for one in (own.iloc[0] for own in groups)]
     sections, seen = [], set()
     for group, ending in zip(groups, endings(names), strict=True):
         first = group["dataset"].iloc[0] not in seen
         seen.add(group["dataset"].iloc[0])
-        drawn = _drawn(_figures(group, looks, first=first), ending, out)
-        words = {"first": first, "words": _in_words(group), "protocol": group["protocol"].iloc[0], "busy": _busy(group)}
-        sections.append(words | drawn | {"table": table(group).to_html(table_attributes='class="scores"')})
+        files = _drawn(_figures(group, looks, first=first), ending, out)
+        sections.append({"words": _in_words(group), "files": files})
     return sections
-
-
-def _weight(rows: pd.DataFrame) -> tuple:
-    first = rows.iloc[0]
-    judge = comparisons.judge_order(first["features"])
-    return first["dataset"], judge[0], first["split"] != "test", first["split"], judge[1], first["protocol"]
 
 
 def _figures(rows: pd.DataFrame, looks: dict, *, first: bool) -> dict[str, Callable[[], Figure]]:
@@ -75,17 +62,16 @@ def _figures(rows: pd.DataFrame, looks: dict, *, first: bool) -> dict[str, Calla
     return draw | more if first else draw
 
 
-def _drawn(draw: dict[str, Callable[[], Figure]], ending: str, out: Path) -> dict:
-    """Write the figures for which the rows suffice; their file names, and the images of a page."""
-    files, images = [], []
+def _drawn(draw: dict[str, Callable[[], Figure]], ending: str, out: Path) -> list[str]:
+    """Write the figures for which the rows suffice; their file names."""
+    files = []
     for name, figure in draw.items():
         try:
             made = figure()
         except OnestepError:  # rows of a small study, or of an older version, have nothing for it
             continue
         files += [save(made, out / f"{name}{ending}.{kind}") for kind in ("png", "svg")]
-        images.append({"file": files[-1], "alt": _ALT[name]})
-    return {"files": files, "images": images}
+    return files
 
 
 def save(figure: Figure, path: Path) -> str:
@@ -117,111 +103,122 @@ def endings(names: list[str]) -> list[str]:
 
 
 def _in_words(rows: pd.DataFrame) -> str:
-    def several(column: str) -> str:
-        return " or ".join(sorted(set(rows[column].astype(str))))
-
-    split = {"all": "all reference images", "train": "the training images", "test": "the test images"}
-    return (
-        f"{rows['dataset'].iloc[0]}: Fréchet distance between {several('features')} features of {several('samples')} "
-        f"samples and of {split[rows['split'].iloc[0]]}, drawn with {several('weights')} weights"
-    )
-
-
-def _busy(rows: pd.DataFrame) -> bool:
-    return bool((rows["busy"] > BUSY).any())
+    first = rows.iloc[0]
+    split = {"all": "all images", "train": "training images", "test": "held-out images"}[first["split"]]
+    return f"{first['dataset']}, {first['features']}, {split}"
 
 
 # ---- across protocols ------------------------------------------------------------------------------------------------
 
 
 def across(rows: pd.DataFrame, searched: pd.DataFrame, out: Path) -> list[dict]:
-    """Parts of the page: title, words, images and a table each, or a longer one to unfold; only those there are.
+    """Parts of the page, only those there are: title, words, files drawn, and tables, each with a caption.
 
-    rows: results. searched: all rows, with those of searches.
+    rows: results. searched: all rows, with those of searches. A part with `pair` has a figure of its table's two
+    columns of these names, one against the other.
     """
     looks = looks_of(rows["label"])
     groups = list(rows.groupby("dataset", sort=True))
     parts = []
     for (dataset, own), ending in zip(groups, endings([name for name, _ in groups]), strict=True):
-        found = [_splits, _judges, _copies, _differences, _spread]
+        found = [_differences, _splits, _judges, _copies, _spread]
         parts += [_titled(part, dataset, len(groups)) for make in found if (part := make(own, looks, ending, out))]
     search = search_table(searched)
     if len(search):
-        parts.append(_part("Search", _SEARCH, [], _search_lines(search)))
+        parts.append(_part("Search", _SEARCH, [], (f"{len(search)} settings", _search_lines(search))))
     return parts
 
 
 _SEARCH = (
-    "Settings that were tried, on seeds of their own and scored on the training split only, and the one chosen, in "
-    "bold: the lowest mean. These scores are in no figure and no other table."
+    "Settings that were tried, on seeds of their own and scored on the training split only, and the one chosen: the "
+    "lowest mean. These scores are in no figure and no other table."
 )
 
 
-def _part(title: str, words: str, drawn: dict | list, rows: str = "", more: str = "", label: str = "") -> dict:
-    drawn = drawn or {"files": [], "images": []}
-    return {"title": title, "words": words, **drawn, "table": rows, "more": more, "label": label}
+def _part(title: str, words: str, files: list[str], *tables: tuple[str, dict], pair: tuple[str, str] | None = None):
+    named = [{"caption": caption, **table} for caption, table in tables if table["rows"]]
+    return {"title": title, "words": words, "files": files, "tables": named, "pair": pair}
 
 
 def _titled(part: dict, dataset: str, count: int) -> dict:
     return part | {"title": f"{part['title']}: {dataset}"} if count > 1 else part
 
 
+_OF_MODEL = [column("label", "method"), column("size", "size", "text", 1), column("steps", "steps", "number")]
+_INTERVAL = column("interval", "95 % interval", "interval", 1, "t interval over training runs")
+_RUNS = column("runs", "runs", "number", 3)
+_HOW = [column("sampler", "sampler", "text", 4), column("kimg", "kimg", "number", 4)]
+_OF_GAPS = [
+    *_OF_MODEL,
+    column("features", "judge", "text", 1),
+    column("train", "to training images", "measured", 2),
+    column("test", "to held-out images", "measured", 2),
+    column("gap", "gap", "measured"),
+    _INTERVAL,
+    _RUNS,
+    *_HOW,
+    column("floor_train", "floor, train", "measured", 5, "what held-out images score against the training images"),
+    column("floor_test", "floor, test", "measured", 5, "what training images score against held-out ones"),
+    column("nn_ratio", "NN ratio", "measured", 3),
+    column("copies", "note", "text", 3),
+]
+_OF_PAIRS = [
+    column("first", "method"),
+    column("second", "less"),
+    column("size", "size", "text", 2),
+    column("steps", "steps", "number", 1),
+    column("difference", "difference", "measured"),
+    _INTERVAL,
+    column("verdict", "verdict", "text", 2, "larger than its interval, within it, or unknown: a single run"),
+    column("runs", "runs", "text", 3),
+    column("paired", "paired", "text", 4, "whether runs share their seeds"),
+]
+
+
 def _splits(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
     gaps = generalisation_gap(pd.concat([own for _, own in by_judge(rows)]))
     if gaps.empty:
         return None
-    drawn = _drawn({"held_out": partial(comparisons.held_out, _primary(rows), looks=looks)}, ending, out)
-    gaps = gaps.sort_values(["features", "steps", "gap"], ascending=[True, True, False])
-    shown = {
-        "judge": gaps["features"],
-        "model": gaps["label"],
-        "size": gaps["size"],
-        "sampler": gaps["sampler"],
-        "steps": gaps["steps"],
-        "kimg": gaps["kimg"].map(brief),
-        "train": gaps["train"].map(_number),
-        "test": gaps["test"].map(_number),
-        "gap": gaps["gap"].map(_number),
-        "95 % interval": _bounds(gaps),
-        "runs": gaps["runs"],
-        "floor, train": gaps["floor_train"].map(_number),
-        "floor, test": gaps["floor_test"].map(_number),
-        "NN ratio": gaps["nn_ratio"].map(_number),
-        "": gaps["copies"],
-    }
+    files = _drawn({"held_out": partial(comparisons.held_out, _primary(rows), looks=looks)}, ending, out)
+    gaps = gaps.sort_values(["features", "steps", "gap"], ascending=[True, True, False]).assign(interval=_bounds)
     words = (
-        "Gap: distance to the test images less that to the training images. A model with a gap like that of its "
+        "Gap: distance to the held-out images less that to the training images. A model with a gap like that of its "
         "teacher has learned no more of the training set by heart than that. A floor is what real images of the other "
         "split score: a training distance below it is nearer than held-out images are. NN ratio: 1 as new as held-out "
         "images, 0 copies."
     )
-    return _part("Train against test", words, drawn, "", _html(shown), f"All {len(gaps)} gaps")
+    table = plain(gaps, _OF_GAPS)
+    return _part("Train against test", words, files, (f"{len(gaps)} gaps", table), pair=("train", "test"))
 
 
 def _judges(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
-    rows = _of_split(rows)
+    both, own = judged(rows), _of_split(rows)
+    if both is None:
+        return None
     try:
-        found = comparisons.compared(rows)
-    except OnestepError:
+        found = comparisons.compared(own)
+    except OnestepError:  # two judges, but not on the split that counts
         return None
-    drawn = _drawn({"judges": partial(comparisons.judges, rows, looks=looks)}, ending, out)
-    if not drawn["files"]:
-        return None
-    pairs, (left, right) = found.pairs, found.judges
-    shown = {"": pairs["first"], "against": pairs["second"]}
-    shown |= {f"difference, {judge}": pairs[judge].map(_number) for judge in (left, right)}
+    files = _drawn({"judges": partial(comparisons.judges, own, looks=looks)}, ending, out)
+    columns = [column("first", "method"), column("second", "against")]
+    columns += [column(judge, f"difference, {judge}", "measured") for judge in found.judges]
+    left, right = found.judges
     words = (
-        f"Where {left} and {right} order two methods differently, and both by more than the 95 % interval of the "
-        "difference, the order is the judge's, and nothing should be concluded from it."
+        f"One distance against the other. Where {left} and {right} order two methods differently, and both by more "
+        "than the 95 % interval of the difference, the order is the judge's, and nothing should be concluded from it. "
+        f"Kendall's tau of the two orders is {found.tau:.2f}."
     )
-    return _part("Judges", words, drawn, "", _html(shown) if len(pairs) else "", f"All {len(pairs)} such pairs")
+    pairs = (f"{len(found.pairs)} pairs that they order differently by more than noise", plain(found.pairs, columns))
+    return _part("Judges", words, files, pairs, (f"{len(both['rows'])} models before both", both), pair=("x", "y"))
 
 
 def _copies(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
-    draw = partial(comparisons.copying, _primary(rows), looks=looks)
-    drawn = _drawn({"copying": draw}, ending, out)
-    words = "How near samples are to training images, measured by how near held-out images are."
-    return _part("Copies", words, drawn) if drawn["files"] else None
+    files = _drawn({"copying": partial(comparisons.copying, _primary(rows), looks=looks)}, ending, out)
+    words = (
+        "How near samples are to training images, measured by how near held-out images are: choose “NN ratio” as the "
+        f"score in the figures. Below {COPY:g} a method is called copying."
+    )
+    return _part("Copies", words, files) if files else None
 
 
 def _differences(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
@@ -236,63 +233,47 @@ def _differences(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dic
     larger = near[near["verdict"] == "larger"]
     words = (
         f"{rows['features'].iloc[0]} features, split {rows['split'].iloc[0]}. At {place}, {len(larger)} of {len(near)} "
-        "differences between two models are larger than their 95 % t interval over training runs; the table has these. "
+        "differences between two models are larger than their 95 % t interval over training runs. "
         "Paired where runs share their seeds, otherwise Welch's. The intervals are not corrected for the number of "
-        f"comparisons: of {len(near)} pairs without any difference about {0.05 * len(near):.0f} would stand here."
+        f"comparisons: of {len(near)} pairs without any difference about {0.05 * len(near):.0f} would be called larger."
     )
-    every = f"All {len(found)} differences, of every size and number of steps"
-    return _part("Differences", words, [], _difference_lines(larger), _difference_lines(found), every)
+    found = found.assign(interval=_bounds, paired=found["paired"].map({True: "yes", False: "no"}))
+    ours, theirs = (_methods(found[side], rows) for side in ("first", "second"))
+    within = (ours == theirs) & ~found["first"].map(is_teacher).astype(bool)
+    ablations = (f"Ablations: {within.sum()} differences between variants of one method", found[within])
+    every = (f"All {len(found)} differences, of every size and number of steps", found)
+    return _part("Differences", words, [], *((caption, plain(own, _OF_PAIRS)) for caption, own in (ablations, every)))
 
 
-def _difference_lines(found: pd.DataFrame) -> str:
-    shown = {
-        "": found["first"],
-        "less": found["second"],
-        "size": found["size"],
-        "steps": found["steps"],
-        "difference": found["difference"].map(_number),
-        "95 % interval": _bounds(found),
-        "runs": found["runs"],
-        "paired": found["paired"].map({True: "yes", False: "no"}),
-        "verdict": found["verdict"],
-    }
-    return _html(shown) if len(found) else ""
+def _methods(names: pd.Series, rows: pd.DataFrame) -> pd.Series:
+    """Registry names of the methods behind names of models, which may have their sampler at the end."""
+    known = dict(zip(rows["label"], rows["method"], strict=True))
+    return names.map(lambda name: known.get(name) or known.get(name.rpartition(", ")[0]))
 
 
 def _spread(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
     rows = _first_protocol(rows)
     found = components(rows)
-    levels = ["teacher", "training", "sampling"]
     found = found[found[["teacher", "training"]].notna().any(axis=1)]
     if found.empty:
         return None
-    shown = {"model": found["label"], "size": found["size"], "sampler": found["sampler"], "steps": found["steps"]}
-    shown |= {"kimg": found["kimg"].map(brief), "mean": found["mean"].map(_number)}
-    shown |= {f"{level} seed": found[level].map(_number) for level in levels} | {"scores": found["scores"]}
+    levels = [column(level, f"{level} seed", "measured", 1) for level in ("teacher", "training", "sampling")]
+    columns = [*_OF_MODEL, column("mean", "mean", "measured", 1), *levels, *_HOW]
     words = (
         f"{rows['features'].iloc[0]} features, split {rows['split'].iloc[0]}. Standard deviation of a score by its "
         "causes: nested components of variance, by the method of moments; 0 where a component came out negative, none "
         "where a level has one member (with one training seed a teacher, that of training is in that of teachers)."
     )
-    return _part("Spread", words, [], "", _html(shown), f"All {len(found)} models")
+    table = plain(found, [*columns, column("scores", "scores", "number", 3)])
+    return _part("Spread", words, [], (f"{len(found)} models", table))
 
 
-def _search_lines(found: pd.DataFrame) -> str:
-    shown = pd.DataFrame(
-        {
-            "model": found["label"],
-            "size": found["size"],
-            "dataset": found["dataset"],
-            "judge": found["features"],
-            "setting": found["setting"],
-            "FD on train": found["fid"].map(_number),
-            "runs": found["runs"],
-            "chosen": found["chosen"].map({True: "yes", False: ""}),
-        }
-    )
-    style = shown.style.hide(axis="index").set_uuid("search")
-    bold = found["chosen"].map({True: "font-weight: 700", False: ""})
-    return style.apply(lambda column: bold.tolist()).format(escape="html").to_html(table_attributes='class="scores"')
+def _search_lines(found: pd.DataFrame) -> dict:
+    found = found.assign(chosen=found["chosen"].map({True: "chosen", False: ""}))
+    columns = [column("label", "method"), column("size", "size", "text", 2), column("dataset", "data set", "text", 4)]
+    columns += [column("features", "judge", "text", 3), column("setting", "setting")]
+    columns += [column("fid", "distance to training images", "measured"), _RUNS, column("chosen", "chosen")]
+    return plain(found, columns)
 
 
 def _primary(rows: pd.DataFrame) -> pd.DataFrame:
@@ -307,18 +288,9 @@ def _of_split(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _first_protocol(rows: pd.DataFrame) -> pd.DataFrame:
-    return min((group for _, group in rows.groupby(PROTOCOL)), key=_weight)
+    return min((group for _, group in rows.groupby(PROTOCOL)), key=weight)
 
 
-def _html(columns: dict[str, Iterable]) -> str:
-    frame = pd.DataFrame({name: list(values) for name, values in columns.items()})
-    return frame.to_html(index=False, na_rep="–", classes="scores", border=0)
-
-
-def _number(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.3g}"
-
-
-def _bounds(found: pd.DataFrame) -> list[str]:
+def _bounds(found: pd.DataFrame) -> list[list[float] | None]:
     pairs = zip(found["low"], found["high"], strict=True)
-    return [f"{_number(low)} to {_number(high)}" if pd.notna(low) else "–" for low, high in pairs]
+    return [[float(f"{low:.4g}"), float(f"{high:.4g}")] if pd.notna(low) else None for low, high in pairs]

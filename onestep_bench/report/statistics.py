@@ -114,8 +114,10 @@ def components(rows: pd.DataFrame) -> pd.DataFrame:
 # ---- differences -----------------------------------------------------------------------------------------------------
 
 
-def differences(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
+def differences(rows: pd.DataFrame, level: float = 0.95, *, of: str | None = None) -> pd.DataFrame:
     """Differences of mean FID between all pairs of models of one size and number of steps, with their t intervals.
+
+    of: one model's name, to take pairs with it alone.
 
     Paired where two or more training runs share their seeds: over runs, of means over the sampling seeds both have.
     Otherwise unpaired (Welch 1947). verdict: 'larger' than its interval, i.e. 0 lies outside; 'within'; or 'unknown'
@@ -129,6 +131,8 @@ def differences(rows: pd.DataFrame, level: float = 0.95) -> pd.DataFrame:
     for (size, steps), place in rows.groupby(_PLACE, sort=True):
         tables = {name: own.groupby([*RUN, "seed"])["fid"].mean().unstack() for name, own in place.groupby("name")}
         for first, second in combinations(sorted(tables), 2):
+            if of not in (None, first, second):
+                continue
             found = difference(tables[first], tables[second], level)
             lines.append({"size": size, "steps": steps, "first": first, "second": second} | found)
     columns = ["size", "steps", "first", "second", "difference", "low", "high", "paired", "runs", "verdict"]

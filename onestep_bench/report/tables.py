@@ -17,11 +17,12 @@ from onestep_bench.scoring.rows import FIELDS, LATER, MEASURED, QUALITIES, bundl
 _ORDER = ["dataset", "label", "size", "teacher_seed", "train_seed", "sampler", "steps", "seed", "protocol", "split"]
 _ORDER += ["weights", "kimg", "model"]
 _SAME_SCORE = ["model", "sampler", "steps", "seed", "weights", "kimg", "protocol", "split"]
-_SAME_STRIP = ["dataset", "label", "size", "steps"]
+_SAME_STRIP = ["dataset", "label", "size", "saw", "recipe", "sampler", "steps", "kimg"]
+_ON_STRIP = ("label", "size", "sampler", "steps", "train_seed")
 PROTOCOL = ["dataset", "split", "protocol"]
 # Two budgets, two network shapes or two recipes under one label are two points, never one mean.
 _MODEL = [*PROTOCOL, "features", "label", "size", "saw", "recipe", "sampler", "steps", "weights", "params"]
-_GROUP = [*_MODEL, "kimg"]
+GROUP = [*_MODEL, "kimg"]
 _READ = ("fid", "floor", "nn_ratio", *QUALITIES, "nfe", "macs", "passes", "train_macs", "throughput")
 # Which is better, of the metrics that a table shows of all rows, and of its other columns.
 _BETTER = {"precision": "higher", "recall": "higher", "density": "higher", "coverage": "higher"}
@@ -107,14 +108,14 @@ def read_results(path: Path) -> pd.DataFrame:
 def read_strips(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -> list[dict]:
     """Every sample strip in a folder of executed notebooks, or in the notebooks given, each with its `dataset`.
 
-    One strip per (dataset, label, size, steps): that of the lowest training seed. outdated: as for `read_rows`.
+    One strip per model, sampler and number of steps: that of the lowest training seed. Strips that do not tell their
+    model's recipe and what it saw take both from their notebook's rows. outdated: as for `read_rows`.
     """
     strips = list(_strips(notebooks))
     current = {tuple(map(strip.get, _SAME_STRIP)) for strip in strips}
     old = (strip for strip in _strips(outdated) if tuple(map(strip.get, _SAME_STRIP)) not in current)
     strips += [strip | {"label": _outdated(strip["label"])} for strip in old]
-    # A model from elsewhere has no training seed.
-    strips.sort(key=lambda strip: (strip["train_seed"] or 0, str(strip["sampler"])))
+    strips.sort(key=lambda strip: strip["train_seed"] or 0)  # a model from elsewhere has none
     first: dict[tuple, dict] = {}
     for strip in strips:
         first.setdefault(tuple(strip[key] for key in _SAME_STRIP), strip)
@@ -124,7 +125,14 @@ def read_strips(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ())
 def _strips(notebooks: Path | Iterable[Path]) -> Iterator[dict]:
     for _, bundle in _bundles(notebooks):
         dataset = bundle["rows"][0]["dataset"] if bundle["rows"] else ""
-        yield from ({**strip, "dataset": dataset} for strip in bundle["strips"])
+        yield from (_trained(bundle["rows"], strip) | strip | {"dataset": dataset} for strip in bundle["strips"])
+
+
+def _trained(rows: list[dict], strip: dict) -> dict:
+    """Budget, recipe and what was seen of a strip's model, as far as the rows beside it can mean only one."""
+    same = [row for row in rows if all(row[name] == strip[name] for name in _ON_STRIP)]
+    told = {name: {row.get(name) for row in same} for name in ("kimg", "saw", "recipe")}
+    return {name: values.pop() if len(values) == 1 else None for name, values in told.items()}
 
 
 def _outdated(label: str) -> str:
@@ -186,11 +194,11 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     """
     rows = results(rows)
     read = [*_READ, *rows.attrs.get("metrics", {})]
-    run = [*_GROUP, *RUN, "model"]
+    run = [*GROUP, *RUN, "model"]
     runs = _means(rows, run, read).merge(_once_a_run(rows, run), on=run)
     runs["fid_snapshot"] = _best_snapshot(runs)
-    lines = _means(runs, _GROUP, read).rename(columns={"fid": "fid_mean"})
-    fid = runs.groupby(_GROUP, dropna=False, sort=True)
+    lines = _means(runs, GROUP, read).rename(columns={"fid": "fid_mean"})
+    fid = runs.groupby(GROUP, dropna=False, sort=True)
     bounds = [interval(values) for _, values in fid["fid"]]
     more = fid.agg(
         fid_std=("fid", "std"),
@@ -207,7 +215,7 @@ def summarise(rows: pd.DataFrame) -> pd.DataFrame:
     more.insert(0, "fid_low", [bound.low for bound in bounds])
     more.insert(1, "fid_high", [bound.high for bound in bounds])
     more = more.reset_index(drop=True)  # the same groups in the same order
-    return pd.concat([lines[[*_GROUP, "fid_mean"]], more, lines[[name for name in read if name != "fid"]]], axis=1)
+    return pd.concat([lines[[*GROUP, "fid_mean"]], more, lines[[name for name in read if name != "fid"]]], axis=1)
 
 
 def _means(rows: pd.DataFrame, by: list[str], columns: list[str]) -> pd.DataFrame:
@@ -297,12 +305,12 @@ def table(rows: pd.DataFrame) -> Styler:
     style = style.format(
         {
             **dict.fromkeys(
-                {score, "min over seeds", "best snapshot", "FD-infinity", "floor", "latency ms"} & set(shown), _measured
+                {score, "min over seeds", "best snapshot", "FD-infinity", "floor", "latency ms"} & set(shown), measured
             ),
             **dict.fromkeys([name for name in [*better, "KID", "NN ratio"] if name in shown], "{:.3f}"),
             **dict.fromkeys({"NFE", "kimg", "passes (k)"} & set(shown), brief),
             **dict.fromkeys({"train MACs"} & set(shown), large),
-            **dict.fromkeys({"seconds"} & set(shown), _measured),
+            **dict.fromkeys({"seconds"} & set(shown), measured),
         },
         na_rep="–",
         escape="html",
@@ -321,7 +329,7 @@ def _tells_apart(lines: pd.DataFrame, name: str) -> bool:
 
 
 def _interval(line: tuple) -> str | None:
-    return f"{_measured(line.fid_low)} to {_measured(line.fid_high)}" if np.isfinite(line.fid_low) else None
+    return f"{measured(line.fid_low)} to {measured(line.fid_high)}" if np.isfinite(line.fid_low) else None
 
 
 def drawable(rows: pd.DataFrame) -> pd.DataFrame:
@@ -335,7 +343,7 @@ def brief(value: float) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def _measured(value: float) -> str:
+def measured(value: float) -> str:
     """As `brief`, with its zeros: columns of measurements line up."""
     return brief(value) if abs(value) >= 100 else f"{value:#.3g}"
 

@@ -27,10 +27,12 @@ from onestep_bench.models.sampling import sample_batches
 from onestep_bench.scoring import real, references
 from onestep_bench.scoring.judges import FeatureExtractor
 from onestep_bench.scoring.judging import KEPT, Judged, Sitting, combined, head
+from onestep_bench.scoring.nearest import images_of, nearest_training
 from onestep_bench.scoring.qualities import further, score, sources
 from onestep_bench.scoring.references import Statistics
 from onestep_bench.scoring.rows import FIELDS, bundle
 from onestep_bench.store.files import write_json
+from onestep_bench.store.revision import revision
 from onestep_bench.training import ranks, together
 from onestep_bench.training.ranks import device, device_name
 
@@ -38,7 +40,8 @@ STRIP = 12  # images in the strip of samples that a score bundle keeps
 
 
 def _versions() -> str:
-    return f"onestep_bench {__version__}, torch {torch.__version__}, python {platform.python_version()}"
+    commit = f" (git {revision()})" if revision() else ""
+    return f"onestep_bench {__version__}{commit}, torch {torch.__version__}, python {platform.python_version()}"
 
 
 def evaluate(
@@ -120,9 +123,18 @@ def evaluate(
         for place, seat in enumerate(bench.seats):
             judged_by = seat.fields(samples) | common
             rows += [{**judged_by, "seed": seed["seed"], **seed["scores"][place]} for seed in scored["seeds"]]
-        keys = ("label", "size", "steps", "sampler", "train_seed", "kimg")
-        strips.append({key: common[key] for key in keys} | {"png": scored["strip"]})
+        keys = ("label", "size", "saw", "recipe", "steps", "sampler", "train_seed", "kimg")
+        strips.append({key: common[key] for key in keys} | {"png": scored["strip"]} | _nearest(scored["strip"], bench))
     return bundle(rows, strips, further(), {model.recipe_hash: model.settings})
+
+
+def _nearest(png: str, bench: "_Bench") -> dict:
+    """`nearest` of a strip: {png, index} of the training images nearest to its own; nothing where there are none."""
+    train = next((seat.against for seat in bench.seats if getattr(seat.against, "split", "") == "train"), None)
+    if train is None:
+        return {}
+    images, index = nearest_training(images_of(png), train)
+    return {"nearest": {"png": _png_strip(images), "index": index}}
 
 
 def evaluate_images(

@@ -53,7 +53,7 @@ FIELDS = {
     "weights": "'ema' or 'last'",
     "model": "store key of the model, and the path if it is not its own",
     "device": "device it ran on",
-    "versions": "versions of the libraries that decide numbers",
+    "versions": "versions of the libraries that decide numbers, and the git revision where it was a checkout",
     "train_seconds": "measured: training and pair-making time over the whole lineage",
     "busy": "measured: what else the machine did meanwhile, in cores (load average beyond the run's own threads)",
     "latency_ms": "measured: median time to draw one image at batch 1",
@@ -81,8 +81,9 @@ def bundle(
 
     rows: dicts with the keys of `FIELDS` and of metrics: which is better, 'lower' or 'higher', of the metrics that are
     not among `FIELDS`, by name, so that whoever reads the bundle need not have what measured them. strips: dicts label,
-    size, steps, sampler, train_seed, png (base64 of sample images side by side, drawn from the noise of sample indices
-    0, 1, 2, ... of sampling seed 0). recipes: by the hash in `recipe`, every setting by name (kd.lr), without seeds.
+    size, saw, recipe, steps, sampler, train_seed, kimg, png (base64 of sample images side by side, drawn from the noise
+    of sample indices 0, 1, 2, ... of sampling seed 0) and, where there are training images, nearest: {png, index} of
+    those nearest to each. recipes: by the hash in `recipe`, every setting by name (kd.lr), without seeds.
     """
     known = FIELDS.keys() | (metrics or {}).keys()
     for row in rows:

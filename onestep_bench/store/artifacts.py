@@ -16,11 +16,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.store import provenance
-from onestep_bench.store.files import file_digest, write_json
+from onestep_bench.store.files import file_digest, file_lock, own_folder, share, write_json
 from onestep_bench.store.notes import SCRATCH, note
 
 META = "artifact.json"
@@ -151,9 +151,11 @@ def _note_use(folder: Path) -> None:
     cell = os.environ.get("ONESTEP_CELL")
     if not cell:
         return
-    (root() / CELLS).mkdir(exist_ok=True)
-    with open(root() / CELLS / cell, "a", encoding="utf-8") as file:
+    used = root() / CELLS / cell
+    own_folder(used.parent)
+    with open(used, "a", encoding="utf-8") as file:
         file.write(f"{folder.name}\n")
+    share(used)
 
 
 def memo(
@@ -186,7 +188,8 @@ def memo(
         made_by = _made_by(entries, parents)
         if not any(path.name != META for path in partial.glob("[!.]*")) or not _current(partial, fresh):
             shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(parents=True, exist_ok=True)
+        partial.mkdir(exist_ok=True)
+        share(partial)
         # A checkpoint of older source is refused too.
         write_json(partial / META, {"recipe": recipe, **made_by})
         cost = make(partial)
@@ -195,6 +198,8 @@ def memo(
         files = {path.name: file_digest(path) for path in sorted(partial.iterdir()) if path.name != META}
         meta = {"recipe": recipe, "parents": [parent.key for parent in parents], "cost": cost, "files": files}
         write_json(partial / META, meta | made_by)
+        for path in partial.iterdir():
+            share(path)
         _replace(folder, partial)
         return _noted(Artifact(folder))
 
@@ -299,8 +304,8 @@ def locked(folder: Path, timeout: float = -1):
     The kernel drops it when its holder dies, however it dies.
     """
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(lock_of(folder))
+        own_folder(folder.parent)
+        lock = file_lock(lock_of(folder))
         lock.acquire(timeout)  # another process is making the same artifact
     except Timeout:  # an OSError too
         raise

@@ -3,10 +3,13 @@
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 from onestep_bench.errors import OnestepError
 
@@ -33,12 +36,60 @@ def replacing(path: Path | str) -> Iterator[Path]:
         # mkstemp makes files private; an artifact is as readable as any other file the user makes.
         umask = os.umask(0)
         os.umask(umask)
-        temporary.chmod(0o666 & ~umask)
+        temporary.chmod(0o666 & ~umask | (0o060 if is_shared(path.parent) else 0))
         os.replace(temporary, path)
     except OSError as error:
         raise OnestepError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def is_shared(folder: Path) -> bool:
+    """Whether a group works in this folder: it may write, and what is made there is the group's (`chmod g+rwxs`)."""
+    mode = folder.stat().st_mode
+    return bool(mode & stat.S_ISGID and mode & stat.S_IWGRP)
+
+
+def own_folder(folder: Path) -> None:
+    """Make a folder that nobody else may enter, unless the one it is made in is shared: then its group may.
+
+    One that is there already stays as it is.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(mode=0o700)
+    except FileExistsError:
+        return
+    share(folder)
+
+
+def share(path: Path) -> None:
+    """Let the group work with a file or folder as its owner does, if it is ours and lies in a shared folder."""
+    state = path.stat()
+    if state.st_uid == os.getuid() and is_shared(path.parent):
+        mode = stat.S_IMODE(state.st_mode)
+        path.chmod(mode | (mode & 0o700) >> 3 | (stat.S_ISGID if path.is_dir() else 0))
+
+
+def file_lock(path: Path) -> FileLock:
+    """A lock in a file, not held yet. In a shared folder the group may write it: who cannot, cannot hold it."""
+    return FileLock(path, mode=0o660) if is_shared(path.parent) else FileLock(path)
+
+
+def own_temporary() -> Path:
+    """This user's folder for temporary files, onestep-UID, made if need be.
+
+    Raises OnestepError if somebody else made it, or may enter it: names in /tmp are for the first who comes.
+    """
+    folder = Path(tempfile.gettempdir(), f"onestep-{os.getuid()}")
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        state = folder.lstat()
+    except OSError as error:
+        raise OnestepError(f"cannot make {folder}: {error.strerror}; set TMPDIR to a folder of yours") from error
+    if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
+        raise OnestepError(f"{folder} is not yours alone; remove it, or set TMPDIR to a folder of yours")
+    return folder
 
 
 def write_text(path: Path | str, text: str) -> None:

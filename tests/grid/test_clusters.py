@@ -129,12 +129,12 @@ def test_workers_of_gpus_share_the_cores_that_compile():
 def test_a_mistake_in_a_cluster_file_is_one_line(tmp_path, refuses, text, message):
     path = tmp_path / "cluster.yaml"
     path.write_text(text)
-    with refuses(str(path), message), connected(1, cluster=path):
+    with refuses(str(path), message), connected(1, shared=tmp_path, cluster=path):
         pass
 
 
 def test_a_missing_cluster_file_points_to_the_examples(tmp_path, refuses):
-    with refuses("cannot read", "see params/clusters"), connected(1, cluster=tmp_path / "none.yaml"):
+    with refuses("cannot read", "see params/clusters"), connected(1, shared=tmp_path, cluster=tmp_path / "none.yaml"):
         pass
 
 
@@ -145,15 +145,17 @@ def test_a_cluster_of_a_file_works(tmp_path):
         "arguments: {n_workers: 1, threads_per_worker: 1, processes: false, dashboard_address: null}\n"
         "scale: {n: 2}\n"
     )
-    with connected(1, cluster=path) as client:
+    with connected(1, shared=tmp_path, cluster=path) as client:
         client.wait_for_workers(2, timeout=20)
         assert client.submit(sum, [1, 2]).result() == 3
+        assert client.scheduler.address.startswith("tls://")
 
 
-def test_no_scheduler_is_one_line(refuses, monkeypatch):
+def test_no_scheduler_is_one_line(refuses, monkeypatch, tmp_path):
     monkeypatch.setattr(clusters, "_TIMEOUT", 1)
     for address in ("tcp://127.0.0.1:1", "nonsense://x"):
-        with refuses(f"no scheduler answers at {address}", "dask scheduler"), connected(1, scheduler=address):
+        there = connected(1, shared=tmp_path, scheduler=address, insecure=True)
+        with refuses(f"no scheduler answers at {address}", "dask scheduler"), there:
             pass
 
 

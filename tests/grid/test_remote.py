@@ -55,10 +55,15 @@ def remote(tmp_path):
 def run(grid: Path, remote: str, folder: Path, *options: str) -> subprocess.Popen:
     """A run from a folder of its own, with a store named by where it is seen from there."""
     folder.mkdir(exist_ok=True)
-    words = [sys.executable, "-m", "onestep_bench.cli", "run", str(grid), "--scheduler", remote, "--store", "store"]
+    words = [sys.executable, "-m", "onestep_bench.cli", "run", str(grid), "--scheduler", remote, "--insecure"]
     settings = os.environ | {"PYTHONPATH": str(HOUSE)}
     return subprocess.Popen(
-        [*words, *options], cwd=folder, env=settings, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [*words, "--store", "store", *options],
+        cwd=folder,
+        env=settings,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     )
 
 
@@ -86,6 +91,7 @@ def test_the_grid_completes_though_a_worker_is_killed(remote, tmp_path):
     output, errors = runner.communicate(timeout=500)
     assert runner.returncode == 0, output + errors
     assert "2 workers, 2 cells at a time" in output
+    assert "not encrypted (--insecure): whoever reaches the scheduler or a worker runs code as you\n" in output
     assert output.count("done     ") == 4
     _, alive = psutil.wait_procs(victims, timeout=10)
     assert not alive

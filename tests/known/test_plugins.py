@@ -81,11 +81,10 @@ def test_a_plug_in_brings_a_method_a_data_set_a_sampler_and_a_metric_into_a_repo
     assert sorted(seats) == sorted((steps, split, judge) for steps in "12" for split in SPLITS for judge in judges)
     assert {row["dataset"] for row in rows} == {"our-noise"}
     assert all(float(row["mean_gap"]) > 0 for row in rows)
-    # Higher is better of it, so the larger of the two is bold.
     page = (folder / "report.html").read_text()
     largest = max(float(row["mean_gap"]) for row in rows)
-    assert "mean_gap" in page
-    assert f"{largest:.3f}" in page
+    assert '{"key":"mean_gap","title":"mean_gap","better":"higher"}' in page
+    assert f"{largest:.5g}" in page
 
 
 @pytest.mark.parametrize("content", [None, "import nothing_of_the_kind", "1 +"])

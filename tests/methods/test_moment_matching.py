@@ -11,7 +11,7 @@ from onestep_bench.losses import normalised
 from onestep_bench.methods import Batch, Nets
 from onestep_bench.methods import moment_matching as mm
 from onestep_bench.methods.score_distillation import score_difference
-from onestep_bench.paths import FLOW, VE
+from onestep_bench.paths import FLOW, VE, posterior
 from onestep_bench.samplers import flow_times
 from onestep_bench.seeds import Draw
 
@@ -92,7 +92,7 @@ def test_in_one_step_from_noise_it_is_score_distillation():
     sigma = torch.rand(6, generator=draw, dtype=torch.float64) + 0.1
     teacher, fake = (IdealDenoiser(torch.randn(4, 1, 2, 2, generator=draw, dtype=torch.float64)) for _ in range(2))
     s = FLOW.t_at(sigma)
-    y = FLOW.posterior(x_t, x, fresh, torch.ones(6, dtype=torch.float64), s) / FLOW.alpha(s).reshape(-1, 1, 1, 1)
+    y = posterior(FLOW, x_t, x, fresh, torch.ones(6, dtype=torch.float64), s) / FLOW.alpha(s).reshape(-1, 1, 1, 1)
     torch.testing.assert_close(y, VE.mix(x, fresh, sigma))
     wanted = teacher(y, sigma, want="x0")
     ours = normalised(fake(y, sigma, want="x0") - wanted, x, wanted)

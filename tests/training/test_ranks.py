@@ -75,7 +75,8 @@ def test_ranks_train_as_one_process_does(curves, name):
     assert first["passes"] == second["passes"] == alone["passes"]
     assert torch.equal(first["ema"], second["ema"])
     for ours, expected in zip(first["losses"], alone["losses"], strict=True):
-        assert ours == pytest.approx(expected, rel=1e-5, abs=1e-5)
+        # SiD's loss is what is left of terms of both signs, as large as its fake score's loss.
+        assert ours == pytest.approx(expected, rel=1e-5, abs=1e-6 * max(10, *expected.values()))
     # Where a gradient is hardly more than rounding, Adam may step a little differently.
     torch.testing.assert_close(first["ema"], alone["ema"], rtol=0, atol=1e-4)
 

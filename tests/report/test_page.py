@@ -1,0 +1,217 @@
+"""The page's data: plain functions of rows, and what may stand in a page whatever notebooks say."""
+
+import json
+
+import numpy as np
+import pytest
+from synthetic import comparison, frame
+from tiny import executed, notebook, page_data, row, strip
+
+from onestep_bench import report
+from onestep_bench.report import charts, headline, points, recipes, samples, tables
+from onestep_bench.report.executed import as_pages
+
+NASTY = "</script><script>alert(1)</script><!--"
+
+
+def lines(table):
+    """Rows of a page's table, by key."""
+    keys = [column["key"] for column in table["columns"]]
+    return [dict(zip(keys, values, strict=True)) for values in table["rows"]]
+
+
+@pytest.fixture(scope="module")
+def rows():
+    given = comparison(sizes=("0.05M", "0.2M"), seeds=2)
+    return recipes.results(frame(given))
+
+
+# ---- scores
+
+
+def test_a_score_is_one_row_a_protocol_with_what_the_summary_says(rows):
+    table = points.score_table(rows)
+    summary = tables.summarise(rows)
+    assert len(table["rows"]) == len(summary)
+    assert [(place["features"], place["split"]) for place in table["places"][:2]] == [
+        ("classifier", "test"),
+        ("classifier", "train"),
+    ]
+    best = lines(table)[0]
+    own = summary[summary["protocol"] == table["places"][0]["protocol"]]
+    assert best["fid"] == pytest.approx(own["fid_mean"].min(), rel=1e-4)
+    assert best["interval"] == pytest.approx(own.loc[own["fid_mean"].idxmin(), ["fid_low", "fid_high"]], rel=1e-3)
+    assert set(table["looks"]) == set(rows["label"])
+    json.dumps(table, allow_nan=False)
+
+
+def test_a_smaller_budget_is_told_from_the_largest_and_kimg_stands_early(rows):
+    table = points.score_table(rows)
+    budgets = {
+        line["kimg"]: line["last"] for line in lines(table) if line["label"] == "GDD (data)" and line["size"] == "0.2M"
+    }
+    assert budgets == {125: 0, 250: 0, 500: 1}
+    assert next(column["rank"] for column in table["columns"] if column["key"] == "kimg") == 1
+
+
+def test_swept_settings_are_columns_and_others_are_not():
+    given = frame([row(recipe="a", model="a", fid=1.0), row(recipe="b", model="b", fid=2.0)])
+    common = {"flow-guided-distillation.batch_size": 128, "edm.lr": 0.001}
+    given.attrs["recipes"] = {
+        name: common | {"flow-guided-distillation.lr": lr} for name, lr in {"a": 0.01, "b": 0.02}.items()
+    }
+    table = points.score_table(given)
+    assert [line["set lr"] for line in lines(table)] == [0.01, 0.02]
+    assert [column["title"] for column in table["columns"] if column["key"].startswith("set ")] == ["lr"]
+
+
+def test_only_inception_gives_an_fid():
+    assert points.score_table(frame([row()]))["places"][0]["name"] == "Fréchet distance"
+    assert points.score_table(frame([row(features="inception")]))["places"][0]["name"] == "FID"
+
+
+def test_what_diverged_is_nothing_and_no_number(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(fid="nan"), row(steps=4)])
+    table = points.score_table(tables.read_rows(tmp_path))
+    assert [line["fid"] for line in lines(table)] == [100, None]
+
+
+# ---- headline
+
+
+def lead(scores):
+    """The headline's first cell, of scores by label and training run."""
+    given = [row(label=a, model=f"{a}{i}", train_seed=i, fid=f) for a, own in scores.items() for i, f in enumerate(own)]
+    return headline.headline(recipes.results(frame(given)))["places"][0]["cells"][0]
+
+
+def test_the_headline_names_the_lowest_mean_and_whether_its_lead_is_larger_than_noise():
+    cell = lead({"A": [1.0, 1.1, 1.2], "B": [2.0, 2.2, 2.1], "teacher (heun)": [0.1, 0.1, 0.1]})
+    assert (cell["winner"], cell["score"], cell["verdict"], cell["level"]) == ("A", "1.10", "larger", "")
+    assert cell["lead"].startswith("1.00 (0.7")
+    assert cell["lead"].endswith(") before B")
+
+
+def test_a_lead_within_its_interval_is_called_that():
+    cell = lead({"B": [1.0, 3.0, 2.0], "A": [1.5, 2.5, 2.9]})
+    assert (cell["winner"], cell["verdict"], cell["level"]) == ("B", "within", "A")
+
+
+def test_single_runs_have_no_interval():
+    cell = lead({"A": [1.0], "B": [2.0]})
+    assert (cell["verdict"], cell["interval"], cell["runs"]) == ("unknown", "", 1)
+
+
+def test_the_headline_of_teachers_alone_is_theirs():
+    assert lead({"teacher (heun)": [1.0, 2.0]})["winner"] == "teacher (heun)"
+
+
+# ---- samples
+
+
+def test_strips_go_by_their_model_and_those_of_a_search_are_left_out(tmp_path):
+    rows = [row(recipe=name, model=name, saw="data", fid=1.0) for name in ("aa", "bb")]
+    rows.append(row(recipe="cc", model="cc", purpose="search"))
+    strips = [
+        strip("SlimFlow", "0.2M", 1, recipe=name, saw=saw)
+        for name, saw in (("aa", "data"), ("bb", "data"), ("cc", "both"))
+    ]
+    executed(tmp_path / "a.ipynb", rows, strips)
+    read = tables.read_rows(tmp_path)
+    named = samples.named(tables.read_strips(tmp_path), recipes.extended(read))
+    assert [one["label"] for one in named] == ["SlimFlow (recipe aa)", "SlimFlow (recipe bb)"]
+    assert samples.on_page(named)[0] | {"png": ""} == {
+        **{"dataset": "digits", "label": "SlimFlow (recipe aa)", "size": "0.2M", "steps": 1, "sampler": "euler"},
+        **{"kimg": 500.0, "train_seed": 0, "png": "", "nearest": None, "count": 4, "side": 8},
+    }
+
+
+def test_an_older_strip_learns_its_recipe_from_the_rows_beside_it(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(recipe="aa", saw="data")], [strip("SlimFlow", "0.2M", 1)])
+    (one,) = tables.read_strips(tmp_path)
+    assert (one["recipe"], one["saw"], one["kimg"]) == ("aa", "data", 500.0)
+
+
+# ---- the page
+
+
+def test_names_cannot_leave_their_place(tmp_path):
+    strips = [strip(NASTY, "0.2M", 1)]
+    executed(tmp_path / "a.ipynb", [row(label=NASTY), row(label="KD", fid=90.0, model="m1")], strips)
+    page = report.render(tmp_path).read_text()
+    assert "<script>alert" not in page
+    assert page_data(page)["strips"][0]["label"] == NASTY
+    assert page.count("<script") == page.count("</script>") == 3  # data, Vega, ours
+
+
+def test_the_page_needs_nothing_else(tmp_path):
+    executed(tmp_path / "a.ipynb", [row()])
+    page = report.render(tmp_path).read_text()
+    scripts = page.index("<script")
+    assert 'src="' not in page[:scripts]
+    assert "@import" not in page[:scripts]
+    assert 8e5 < len(page) < 1.2e6
+
+
+def test_specifications_hold_no_data_and_name_their_rows():
+    for figure in charts.figures():
+        for scale in ("log", "linear"):
+            named = {layer["data"]["name"] for layer in figure[scale]["layer"]}
+            assert named == {"floor", "points"}
+            assert "datasets" not in figure[scale]
+
+
+# ---- notebooks as pages
+
+
+def test_a_notebook_becomes_a_page_once_and_its_page_goes_with_it(tmp_path):
+    path = notebook(tmp_path / "a.ipynb", "seed = 0", "print(seed)")
+    pages = as_pages([path], tmp_path / "executed")
+    (page,) = pages.values()
+    text = page.read_text()
+    assert "<h1" in text
+    assert "print" in text
+    assert len(text) < 20_000
+    before = page.stat().st_mtime_ns
+    as_pages([path], tmp_path / "executed")
+    assert page.stat().st_mtime_ns == before
+    notebook(path, "seed = 1")
+    as_pages([path], tmp_path / "executed")
+    assert page.read_text() != text
+    (tmp_path / "executed" / "mine.html").write_text("a page of somebody else")
+    as_pages([], tmp_path / "executed")
+    assert [file.name for file in (tmp_path / "executed").iterdir()] == ["mine.html"]
+
+
+def test_outputs_cannot_run(tmp_path):
+    import nbformat
+
+    bad = (
+        f'<p onclick="alert(1)">kept{NASTY}</p><img src="https://example.org/x.png"><a href="javascript:alert(1)">x</a>'
+    )
+    cell = nbformat.v4.new_code_cell("1", outputs=[nbformat.v4.new_output("display_data", {"text/html": bad})])
+    path = tmp_path / "a.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell, nbformat.v4.new_markdown_cell(bad)]), path)
+    (page,) = as_pages([path], tmp_path).values()
+    text = page.read_text()
+    assert text.count("<p>kept") == 2
+    for word in ("<script", "onclick=", 'href="javascript', 'src="http'):
+        assert word not in text
+
+
+def test_a_nearest_neighbour_is_itself_where_it_is_in_the_set():
+    import torch
+
+    from onestep_bench.data.registry import Dataset
+    from onestep_bench.scoring import evaluation
+    from onestep_bench.scoring.nearest import images_of, nearest_training
+
+    for channels in (1, 3):
+        made = torch.from_numpy(np.random.default_rng(0).integers(0, 255, (9, channels, 8, 8), dtype=np.uint8))
+        strip = made[[4, 2, 7]]
+        assert torch.equal(images_of(evaluation._png_strip(strip)), strip)
+        changed = strip.clone()
+        changed[:, :, 0, 0] ^= 3
+        images, index = nearest_training(changed, Dataset("ours", made, None, "0" * 16))
+        assert index == [4, 2, 7]
+        assert torch.equal(images, strip)
