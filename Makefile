@@ -3,10 +3,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Artifacts (models, pairs, scores) stay in the clone unless told otherwise, so that `make lab` finds what quickstart made.
 export ONESTEP_STORE ?= $(CURDIR)/.store
+# Tests, notebooks and grids start many processes: where no bytecode may be kept, each takes 2.6 s longer to import torch.
+unexport PYTHONDONTWRITEBYTECODE
 # Two one-thread processes use two cores better than one two-thread process.
 ONE_THREAD := OMP_NUM_THREADS=1 TQDM_DISABLE=1
 
-.PHONY: quickstart test test-slow lab notebooks chaos slurm gpu lint
+.PHONY: quickstart test mutants test-slow lab notebooks chaos fuzz soak faults slurm gpu lint
 
 quickstart: .venv/grid
 	$(BIN)/onestep-bench run params/quickstart.yaml
@@ -18,6 +20,10 @@ test: .venv/ready lint
 
 test-slow: .venv/ready
 	$(ONE_THREAD) $(BIN)/python -m pytest -n 2 --dist loadfile -m slow tests
+
+# Break one line at a time, in a copy; a test must notice each. `.venv/bin/python scripts/mutants.py samplers` runs some.
+mutants: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/mutants.py
 
 lint: .venv/ready
 	$(BIN)/ruff check .
@@ -40,6 +46,18 @@ notebooks: .venv/ready
 chaos: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/chaos_training.py
 	$(BIN)/python scripts/chaos_grid.py
+
+# Ten thousand spoilt files of every format that is read; goes on where it was stopped, with tallies in reports/fuzz.
+fuzz: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/fuzz.py
+
+# A grid of a thousand cells while its processes are killed every few seconds. Shorter: `make soak SOAK="--minutes 3 --cells 60"`.
+soak: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/soak.py $(SOAK)
+
+# Full disks, removed folders, a clock set back, a frozen worker. Needs root for small disks, and `apt-get install faketime`.
+faults: .venv/ready
+	$(ONE_THREAD) $(BIN)/python scripts/faults.py
 
 # A SLURM of its own on this machine runs the quickstart grid with two jobs, one of which is cancelled in the middle.
 # Needs `apt-get install slurm-wlm munge`.

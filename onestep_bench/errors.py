@@ -12,6 +12,10 @@ class OnestepError(Exception):
     The command line prints it without a traceback and exits non-zero; a notebook shows that line alone.
     """
 
+    def __str__(self) -> str:
+        """The line, whatever names from strangers' files stand in it: what cannot be printed is spelt out."""
+        return "".join(sign if sign.isprintable() else ascii(sign)[1:-1] for sign in super().__str__())
+
     def _render_traceback_(self) -> list[str]:
         """What IPython shows; `%debug` still goes to the place."""
         return [f"{type(self).__name__}: {self}"]

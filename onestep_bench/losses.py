@@ -167,11 +167,6 @@ def weighting(name: str) -> Callable[[Tensor, Tensor], Tensor]:
     return WEIGHTINGS[name]
 
 
-def normalised(direction: Tensor, x: Tensor, wanted: Tensor, added: float = 1e-6) -> Tensor:
-    """A direction (n, c, h, w) over the mean of |x - wanted| of each image, the teacher's being wanted (DMD2)."""
-    return direction / ((x - wanted).abs().mean((1, 2, 3), keepdim=True) + added)
-
-
 def moved(x: Tensor, direction: Tensor) -> Tensor:
     """1/2 mean (x - sg(x - g))^2, a scalar whose gradient in x is g over the number of its elements."""
     return (x - (x - direction).detach()).square().mean() / 2

@@ -7,7 +7,7 @@ import copy
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 
@@ -36,6 +36,9 @@ from onestep_bench.training.ranks import device
 from onestep_bench.training.source import Source
 from onestep_bench.training.state import LogRow
 
+# See `train`: a row of the log, and the student's averaged denoiser at that moment.
+Track = Callable[[LogRow, Denoiser], None]
+
 
 def train(
     method: str,
@@ -49,6 +52,7 @@ def train(
     conditional: bool | None = None,
     snapshots: Sequence[float] = (),
     fresh: bool = False,
+    track: Track | None = None,
     **options,
 ) -> Model:
     """Train a model, or find it in the store.
@@ -60,6 +64,9 @@ def train(
     teacher is, or the teacher of the pairs.
     snapshots: kimg, rising to at most the budget, at which averaged weights are kept as well, for `Model.snapshots`.
     fresh: train again what other source trained, see `store.memo`; without it such a model is refused.
+    track: called `track(row, student)` on rank 0 with each row of the log (of a run that goes on, first those there
+    were) and the student's average of that moment: what draws a live figure (`explore.watch`) or feeds a tracker, as in
+    params/README.md. A model that is found is not tracked; what it raises ends the training, which can go on.
     options: fields of the method's config and of `TrainConfig`.
     Raises OnestepError for an unknown method, size or option, for data or a teacher that does not fit the method, and
     for a method that would look through a network that judges.
@@ -96,7 +103,7 @@ def train(
         torch.manual_seed(seed_for(seed, "auxiliary"))
         nets.auxiliary = {name: net.to(device()) for name, net in chosen.auxiliary(nets, config).items()}
         averages = _averages(student, training)
-        rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder, kept, averages)
+        rows = _fit_with_bar(chosen, nets, config, training, data, seed, folder, kept, averages, track)
         if ranks.leads():
             checkpoints.save(averages.pop(training.ema_halflife_kimg), folder)
             for halflife, average in averages.items():
@@ -288,7 +295,7 @@ def _averages(student: Denoiser, training: TrainConfig) -> dict[float, Denoiser]
     }
 
 
-def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots, averages) -> list[LogRow]:
+def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots, averages, track) -> list[LogRow]:
     labels = data.labels if nets.student.num_classes else None
     source = Source(data.images, labels, data.noise if method.data == "pairs" else None, device())
     rows = []
@@ -317,6 +324,8 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots,
                 bar.start_t = time.time() - row.seconds  # those of earlier runs too, whose images these are
                 bar.update(row.step * training.batch_size - bar.n)
                 bar.set_postfix(row.losses)
+                if track and ranks.leads():
+                    track(row, averages[training.ema_halflife_kimg])
         except KeyboardInterrupt as interrupt:  # that came between two steps: `fit` keeps what it has
             steps.throw(interrupt)
     return rows

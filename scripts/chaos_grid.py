@@ -15,6 +15,7 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from pathlib import Path
+from typing import IO
 
 import nbformat
 import pandas as pd
@@ -54,6 +55,7 @@ teacher = chain("teacher")
 student = chain(f"student {seed}", [teacher]) if seed else teacher
 value = int(json.loads((student.folder / "chain.json").read_text())["hash"][:8], 16) / 2**24
 row = dict.fromkeys(FIELDS, 1.0) | {
+    "split": "train", "saw": "data", "recipe": "none", "purpose": "result", "warning": "",
     "dataset": "none", "label": "chain", "method": "chain", "size": "1M", "train_seed": seed, "sampler": "none",
     "steps": 1, "nfe": 1, "seed": 0, "fid": value, "features": "none", "protocol": "none", "weights": "last",
     "model": student.key, "device": "cpu", "versions": "none", "kimg": student.cost()["kimg"],
@@ -62,21 +64,31 @@ row = dict.fromkeys(FIELDS, 1.0) | {
 display({MIME: bundle([row], [])}, raw=True)
 """
 # What tells the processes of a run apart, in their command lines.
-KINDS = {"kernel": "ipykernel_launcher", "papermill": "onestep_bench.grid.execution", "worker": "spawn_main"}
+KINDS = {
+    "kernel": "ipykernel_launcher",
+    "papermill": "onestep_bench.grid.execution",
+    "worker": "spawn_main",
+    "runner": "onestep_bench.cli run",
+    "scheduler": "distributed.cli.dask_scheduler",
+}
 
 
-def write_notebook(path: Path) -> None:
-    """The notebook of every cell."""
-    tagged = nbformat.v4.new_code_cell(PARAMETERS, metadata={"tags": ["parameters"]})
+def write_notebook(path: Path, parameters: str, code: str) -> None:
+    """A notebook of one cell and its parameters."""
+    tagged = nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]})
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    nbformat.write(nbformat.v4.new_notebook(cells=[tagged, nbformat.v4.new_code_cell(CODE)], metadata=spec), path)
+    nbformat.write(nbformat.v4.new_notebook(cells=[tagged, nbformat.v4.new_code_cell(code)], metadata=spec), path)
 
 
-def start(folder: Path, *command: str) -> subprocess.Popen:
-    """One of our commands on the round's store."""
-    settings = {"ONESTEP_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+def environment(folder: Path) -> dict[str, str]:
+    """Of the processes that work on the store in `folder`."""
+    return os.environ | {"ONESTEP_STORE": str(folder / "store"), "OMP_NUM_THREADS": "1"}
+
+
+def start(folder: Path, *command: str, log: int | IO = subprocess.DEVNULL) -> subprocess.Popen:
+    """One of our commands on the store in `folder`."""
     words = [sys.executable, "-m", "onestep_bench.cli", *command]
-    return subprocess.Popen(words, env=os.environ | settings, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    return subprocess.Popen(words, env=environment(folder), stdin=subprocess.DEVNULL, stdout=log, stderr=log)
 
 
 def start_grid(folder: Path) -> subprocess.Popen:
@@ -91,24 +103,42 @@ def results(folder: Path) -> str:
     return rows.drop(columns=list(MEASURED)).to_csv(index=False)
 
 
-def family(run: psutil.Process) -> dict[str, list[psutil.Process]]:
-    """The processes of a run by what they are."""
-    found = defaultdict(list, {"runner": [run]})
-    for process in run.children(recursive=True):
+def family(folder: Path) -> dict[str, list[psutil.Process]]:
+    """The processes that work on the store in `folder`, orphans too, by what they are."""
+    found = defaultdict(list)
+    for process in psutil.process_iter():
         try:
-            words = " ".join(process.cmdline())
-        except psutil.NoSuchProcess:
+            ours = process.environ().get("ONESTEP_STORE") == str(folder / "store")
+            words = " ".join(process.cmdline()) if ours else ""
+        except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
-        kind = next((kind for kind, word in KINDS.items() if word in words), None)
-        if kind:
-            found[kind].append(process)
+        if ours:
+            found[next((kind for kind, word in KINDS.items() if word in words), "other")].append(process)
     return found
 
 
-def kill_one(run: psutil.Process, random_: random.Random) -> tuple[str, list[psutil.Process]]:
+def outliving(processes: list[psutil.Process], seconds: float) -> list[psutil.Process]:
+    """Those that are alive after so many seconds; not what is dead, and only waits to be reaped by whoever is init."""
+    end = time.monotonic() + seconds
+    while processes := [process for process in processes if alive(process)]:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.2)
+    return processes
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process is there, and no zombie."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
+def kill_one(folder: Path, random_: random.Random) -> tuple[str, list[psutil.Process]]:
     """SIGKILL one process of the run; what it was, and all that were there."""
-    found = family(run)
-    kind = random_.choice(sorted(found))
+    found = family(folder)
+    kind = random_.choice(sorted(found.keys() & KINDS))
     random_.choice(found[kind]).kill()
     return kind, [process for processes in found.values() for process in processes]
 
@@ -120,10 +150,9 @@ def disturb(folder: Path, moment: float, random_: random.Random) -> tuple[str, s
     if run.poll() is not None:  # faster than the undisturbed one: once more, with an earlier kill
         shutil.rmtree(folder)
         return disturb(folder, 0.7 * moment, random_)
-    victim, everybody = kill_one(psutil.Process(run.pid), random_)
+    victim, everybody = kill_one(folder, random_)
     code = run.wait()
-    _, left = psutil.wait_procs(everybody, timeout=10)
-    if left:
+    if left := outliving(everybody, 10):
         return victim, f"{len(left)} PROCESSES LEFT"
     return victim, "" if code == 0 or victim == "runner" else f"THE RUN EXITED WITH {code}"
 
@@ -145,7 +174,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="onestep-chaos-") as name:
         folder = Path(name)
         (folder / "chaos.yaml").write_text(GRID)
-        write_notebook(folder / "chain.ipynb")
+        write_notebook(folder / "chain.ipynb", PARAMETERS, CODE)
         began = time.monotonic()
         start_grid(folder / "undisturbed").wait()
         seconds, expected = time.monotonic() - began, results(folder / "undisturbed")

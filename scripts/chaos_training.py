@@ -18,13 +18,16 @@ TRAIN = """
 import hashlib, sys
 from onestep_bench.data import load
 from onestep_bench.study import train
-digits = load("digits")
-model = train("edm", digits, size="0.05M", kimg=24, batch_size=64)
-if sys.argv[1] == "gdd":
-    model = train("gdd", digits, teacher=model, init=model, kimg=8, batch_size=64, critic_channels=16)
-weights = (model.artifact.folder / "model.safetensors").read_bytes()
-losses = repr([(row.step, row.losses) for row in model.history]).encode()
-print(hashlib.sha256(weights + losses).hexdigest())
+
+def trained(method, seed, kimg=24):
+    digits = load("digits")
+    model = train("edm", digits, size="0.05M", kimg=kimg, batch_size=64, seed=seed % 10)
+    if method == "gdd":
+        budget = {"kimg": kimg / 3, "batch_size": 64, "critic_channels": 16, "seed": seed}
+        model = train("gdd", digits, teacher=model, init=model, **budget)
+    weights = (model.artifact.folder / "model.safetensors").read_bytes()
+    losses = repr([(row.step, row.losses) for row in model.history]).encode()
+    return hashlib.sha256(weights + losses).hexdigest()
 """
 
 
@@ -32,7 +35,8 @@ def start(method: str, store: Path) -> subprocess.Popen:
     """A process that trains into `store`, or goes on with what is there, with a checkpoint every tenth of a second."""
     settings = {"ONESTEP_STORE": str(store), "ONESTEP_CHECKPOINT_SECONDS": "0.1", "TQDM_DISABLE": "1"}
     environment = os.environ | settings | {"OMP_NUM_THREADS": "1"}
-    return subprocess.Popen([sys.executable, "-c", TRAIN, method], env=environment, stdout=subprocess.PIPE, text=True)
+    program = TRAIN + "print(trained(sys.argv[1], 0))"
+    return subprocess.Popen([sys.executable, "-c", program, method], env=environment, stdout=subprocess.PIPE, text=True)
 
 
 def finish(method: str, store: Path) -> str:

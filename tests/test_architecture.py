@@ -29,6 +29,7 @@ TOWER = [
     {"models"},
     {"scoring"},
     {"study", "report"},
+    {"explore"},
     {"cli"},
 ]
 FLOOR = {room: height for height, rooms in enumerate(TOWER) for room in rooms}

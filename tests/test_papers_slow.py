@@ -80,7 +80,13 @@ def home(tmp_path_factory):
         net = build({**config, "in_channels": 3, "out_channels": 3})
         (folder / "models" / f"{name}.pkl").write_bytes(edm_bytes(edm_denoiser(net)))
     sizes = {f"toy{side}": {**TOY, "patch": side // PLACES, "dropout": 0.1} for side in (32, 64)}
-    (folder / "toy.py").write_text(f"from onestep_bench.networks.sizes import SIZES\n\nSIZES.update({sizes!r})\n")
+    lines = [
+        "from onestep_bench.models import sampling",
+        "from onestep_bench.networks.sizes import SIZES",
+        f"SIZES.update({sizes!r})",
+        "sampling.BATCH = 50",  # a thousandth of the samples; padded to 256 they take most of the time
+    ]
+    (folder / "toy.py").write_text("\n".join(lines))
     return folder
 
 

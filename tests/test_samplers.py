@@ -22,6 +22,7 @@ from onestep_bench.samplers import (
     encode,
     euler,
     heun,
+    interpolate,
     karras_times,
     register,
     rk45,
@@ -343,3 +344,17 @@ def test_encoded_noise_is_normal_and_one_image_has_many(digits_like):
     assert abs(noise.mean()) < 0.01
     assert abs(noise.std() - 1) < 0.01
     assert (noise[:6] - noise[6:12]).abs().mean() > 0.5
+
+
+def test_between_two_noises_the_sphere_keeps_their_size_and_the_line_does_not():
+    a, b = (torch.randn(8, 1, 16, 16, generator=torch.Generator().manual_seed(seed)) for seed in (0, 1))
+    for spherical in (True, False):
+        for weight, end in ((0.0, a), (1.0, b)):
+            torch.testing.assert_close(interpolate(a, b, weight, spherical=spherical), end)
+    a, b = (
+        torch.ones(1, 1, 2, 2),
+        torch.tensor([1.0, -1, 1, -1]).reshape(1, 1, 2, 2),
+    )  # at right angles, of equal length
+    third = interpolate(a, b, 1 / 3, spherical=True)
+    torch.testing.assert_close(third, math.cos(math.pi / 6) * a + math.sin(math.pi / 6) * b)
+    torch.testing.assert_close(interpolate(a, b, 0.25, spherical=False), 0.75 * a + 0.25 * b)

@@ -5,6 +5,7 @@ import io
 import json
 import math
 import os
+import time
 from dataclasses import replace
 
 import numpy as np
@@ -396,6 +397,43 @@ def test_a_student_may_have_a_dropout_of_its_own(digits, teacher):
 def test_a_teacher_takes_the_options_of_its_training(digits):
     model = study.teacher("edm", digits, **TINY, optimizer="radam", p_mean=-1.0)
     assert (model.settings["edm.optimizer"], model.settings["edm.p_mean"]) == ("radam", -1.0)
+
+
+def test_a_tracker_is_told_each_row_and_sees_the_average(digits, monkeypatch, tmp_path):
+    seen = []
+
+    def track(row, student):
+        time.sleep(0.05)
+        seen.append((row, student(torch.ones(1, 1, 8, 8), 1.0).mean().item()))
+
+    model = study.train("edm", digits, **TINY, track=track)
+    assert [row for row, _ in seen] == model.history
+    assert seen[-1][1] == pytest.approx(model.denoiser(torch.ones(1, 1, 8, 8), 1.0).mean().item(), abs=1e-5)
+    assert len({value for _, value in seen}) > 1
+    calm = model.history[-1].seconds
+    study.train("edm", digits, **TINY, track=lambda *_: pytest.fail("nothing is trained"))
+    monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))
+    slow = study.train("edm", digits, **TINY, track=lambda *_: time.sleep(0.5))
+    # The seconds of the record are of the training: what a tracker takes is none of them.
+    assert slow.history[-1].seconds < calm + 0.5 * len(seen) / 2
+
+
+def test_an_interrupt_of_any_stored_work_is_one_line(digits, monkeypatch):
+    model = study.train("edm", digits, **TINY)
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("onestep_bench.models.pairing.sampling.sample_batches", interrupt)
+    monkeypatch.setattr("onestep_bench.scoring.evaluation.sample_batches", interrupt)
+    for what, work in (
+        ("making pairs", lambda: study.make_pairs(model, 8)),
+        ("scoring", lambda: study.evaluate(model, digits, label="edm", samples=8)),
+    ):
+        with pytest.raises(KeyboardInterrupt, match=f"^{what} stopped; run this again") as caught:
+            work()
+        assert type(caught.value) is KeyboardInterrupt  # a grid, papermill and a shell still see it
+        assert caught.value._render_traceback_() == [str(caught.value)]
 
 
 def test_training_in_a_cell_tells_how_far_it_is_and_an_interrupt_anywhere_goes_on(digits, monkeypatch, tmp_path):

@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 from onestep_bench.cli.terminal import add_source, print_table, use_store
+from onestep_bench.errors import OnestepError
 
 # torch takes seconds to import, so the rooms that need it are imported by the commands that do.
 
@@ -18,11 +19,13 @@ _TEACHERS = ("edm", "rectified-flow", "ddpm")
 
 
 def add_commands(commands) -> None:
-    """Add import, export, sample and evaluate."""
+    """Add import, export, sample, evaluate, push and pull."""
     _add_import(commands)
     _add_export(commands)
     _add_sample(commands)
     _add_evaluate(commands)
+    _add_push(commands)
+    _add_pull(commands)
 
 
 def _add_store(sub: argparse.ArgumentParser) -> None:
@@ -149,4 +152,52 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.output:
         evaluate.write(rows, options.output)
         print(f"rows: {options.output}")
+    return 0
+
+
+REPOSITORY = "USER/NAME of the Hugging Face Hub, or a folder written as one: folder/, ./folder, /folder"
+
+
+def _add_push(commands) -> None:
+    sub = add_source(
+        commands, "push", _push, "share a model: weights, description, a card with its scores", "MODEL", MODEL
+    )
+    sub.add_argument("repo", metavar="REPO", help=REPOSITORY)
+    _add_store(sub)
+    record = (
+        "where its scores are: a folder of executed notebooks, as reports/NAME/notebooks, or rows that evaluate wrote"
+    )
+    sub.add_argument("--record", type=Path, metavar="PATH", help=record)
+    sub.add_argument("--license", default="", metavar="NAME", help="for the card, as the Hub names it: apache-2.0")
+    sub.add_argument("--private", action="store_true", help="a repository that is made is for you alone")
+
+
+def _push(options: argparse.Namespace) -> int:
+    use_store(options)
+    from onestep_bench.models import hub
+    from onestep_bench.models.pretrained import facts
+    from onestep_bench.report.card import card
+    from onestep_bench.scoring.rows import recorded
+
+    rows = recorded(options.record) if options.record else []
+    denoiser, told = hub.about(options.source)
+    own = sum(row["model"] == told.get("model") for row in rows)
+    if options.record and not own:
+        raise OnestepError(f"{options.record} has no score of {options.source}; name the record of its run, or none")
+    name = options.repo.rstrip("/").rpartition("/")[2]
+    text = card(name, facts(denoiser), told, rows, options.license)
+    print(f"{hub.push(denoiser, told, text, options.repo, private=options.private)}: {own} score rows on its card")
+    return 0
+
+
+def _add_pull(commands) -> None:
+    sub = add_source(commands, "pull", _pull, "fetch a model that was pushed; runs nothing of it", "REPO", REPOSITORY)
+    sub.add_argument("-o", "--out", type=Path, metavar="DIR", help="the folder to make; default: the repository's name")
+    sub.add_argument("--revision", metavar="NAME", help="branch, tag or commit of the Hub's repository; default: main")
+
+
+def _pull(options: argparse.Namespace) -> int:
+    from onestep_bench.models import hub
+
+    print(f"{hub.pull(options.source, options.out, revision=options.revision)}: weights are those that were pushed")
     return 0

@@ -3,7 +3,9 @@
 import gzip
 import hashlib
 import io
+import lzma
 import shutil
+import struct
 import tarfile
 import tempfile
 import zipfile
@@ -25,6 +27,9 @@ _LARGEST_FILE, _LARGEST_LABELS = 1 << 26, 1 << 28
 _LARGEST_IMAGE = 1 << 26  # pixels
 _LARGEST_GAIN = 20  # a tar of pictures hardly shrinks when it is compressed
 _TARS = (".tar", ".tar.gz", ".tgz")
+# What a damaged zip raises: RuntimeError for encrypted entries, NotImplementedError (one of those) for unknown
+# compression, ValueError for names that are no text, struct.error for records that end early.
+DAMAGE = (OSError, RuntimeError, ValueError, EOFError, struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile)
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,7 @@ def opened(path: Path) -> Iterator[Archive]:
     try:
         with opener(path) as archive:
             yield archive
-    # zipfile raises RuntimeError for encrypted entries, NotImplementedError for unknown compression.
-    except (OSError, RuntimeError, EOFError, zlib.error, zipfile.BadZipFile, tarfile.TarError) as error:
+    except (*DAMAGE, tarfile.TarError) as error:
         raise OnestepError(f"cannot read {path} as a {kind} ({error}); fetch it again, or give a folder") from error
 
 
@@ -170,10 +174,7 @@ def picture(source: Path, file: str, read: Callable[[str], bytes]) -> Image.Imag
                 raise OnestepError(f"{source}: {file} is {image.width}x{image.height}, too large to be a picture")
             image.load()
             return image
-    # Pillow reports damage in all these ways; zipfile raises RuntimeError for encrypted entries.
-    except (
-        OSError, SyntaxError, ValueError, EOFError, RuntimeError, zlib.error, zipfile.BadZipFile,
-        Image.DecompressionBombError,
-    ) as error:  # fmt: skip
+    # Pillow reports damage in all these ways.
+    except (*DAMAGE, SyntaxError, TypeError, LookupError, OverflowError, Image.DecompressionBombError) as error:
         reason = "not in a known format" if isinstance(error, UnidentifiedImageError) else error
         raise OnestepError(f"{source}: cannot read image {file} ({reason}); replace or remove it") from error

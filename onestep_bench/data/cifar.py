@@ -3,6 +3,7 @@
 They are pickles of Python 2 or plain bytes.
 """
 
+import lzma
 import tarfile
 import tempfile
 import zlib
@@ -24,6 +25,8 @@ LAYOUTS = {
 }
 _RECORD = 1 + 3 * 32 * 32  # a label and the three planes of an image
 _LARGEST_BATCH = 1 << 26
+
+_DAMAGE = (OSError, EOFError, ValueError, OverflowError, tarfile.TarError, zlib.error, lzma.LZMAError)
 
 Arrays = tuple[np.ndarray, np.ndarray]
 
@@ -56,10 +59,13 @@ def unpack(archive: Path, root: Path, split: str = "train") -> Path:
             if folder is None:
                 raise KeyError("no batches of CIFAR-10")
             for name in LAYOUTS[folder][split]:
-                content = tar.extractfile(names[f"{folder}/{name}"]).read(_LARGEST_BATCH)
+                member = names[f"{folder}/{name}"]
+                if not member.isreg():  # a link may lead round in a circle
+                    raise KeyError(f"{name} is no file")
+                content = tar.extractfile(member).read(_LARGEST_BATCH)
                 with replacing(root / folder / name) as temporary:
                     temporary.write_bytes(content)
-    except (tarfile.TarError, KeyError, AttributeError, EOFError, zlib.error) as error:
+    except (*_DAMAGE, KeyError) as error:
         raise OnestepError(f"{archive} is damaged ({error}); delete it and load again") from error
     return root / folder
 
@@ -70,7 +76,7 @@ def is_archive(path: Path) -> bool:
         with tarfile.open(path, "r:*") as tar:
             first = tar.next()
             return first is not None and first.name.split("/")[0] in LAYOUTS
-    except (OSError, EOFError, tarfile.TarError, zlib.error):
+    except _DAMAGE:
         return False
 
 
@@ -86,7 +92,9 @@ def _read_pickle(path: Path) -> Arrays:
         images, labels = np.asarray(batch["data"]).reshape(-1, 3, 32, 32), np.asarray(batch["labels"])
         if images.dtype != np.uint8 or labels.shape != images.shape[:1] or labels.dtype.kind != "i":
             raise ValueError("not a CIFAR-10 batch")
-    except (KeyError, TypeError, ValueError) as error:
+        if labels.size and not 0 <= labels.min() <= labels.max() <= 9:
+            raise ValueError("a label is none of ten")
+    except (LookupError, TypeError, ValueError) as error:
         raise OnestepError(f"{path} is damaged ({error}); delete it and load again to fetch a good copy") from error
     return images, labels
 

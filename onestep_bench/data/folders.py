@@ -49,6 +49,8 @@ def read_labels(archive: Archive, images: list[str]) -> np.ndarray | None:
         labels = {file: label for file, label in pairs}
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise OnestepError(f'{source}: dataset.json is not {{"labels": [[file, int], ...]}}; write it so') from error
+    if not all(isinstance(file, str) for file in labels):
+        raise OnestepError(f'{source}: dataset.json is not {{"labels": [[file, int], ...]}}; write it so')
     odd = next((file for file, label in labels.items() if type(label) is not int or not 0 <= label < _CLASSES), None)
     if odd is not None:
         told = repr(labels[odd])[:40]

@@ -1,8 +1,6 @@
 """Images from anywhere, as a stream: a folder, a zip, a tar, an npz. They are decoded as they are asked for."""
 
 import os
-import zipfile
-import zlib
 from collections.abc import Callable, Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -14,6 +12,7 @@ import numpy as np
 import torch
 
 from onestep_bench.data.archives import decode, describe, image_names, opened
+from onestep_bench.data.arrays import read_npz
 from onestep_bench.errors import OnestepError
 
 _BATCH = 64
@@ -77,14 +76,11 @@ def ahead(items: Generator) -> Iterator:
 
 
 def _from_npz(path: Path) -> Images:
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            key = next((key for key in ("arr_0", "images") if key in file.files), None)
-            if key is None:
-                raise OnestepError(f"{path} has no array arr_0 or images, only {', '.join(file.files)}; name it so")
-            array = file[key]
-    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
-        raise OnestepError(f"cannot read {path} ({error}); write it again with numpy.savez") from error
+    arrays = read_npz(path)
+    key = next((key for key in ("arr_0", "images") if key in arrays), None)
+    if key is None:
+        raise OnestepError(f"{path} has no array arr_0 or images, only {', '.join(arrays)}; name it so")
+    array = arrays[key]
     if array.dtype.kind == "f" and not np.isfinite(array).all():
         raise OnestepError(f"{path}: its images hold NaN or infinity; find out what made them")
     if array.ndim == 3:

@@ -18,12 +18,13 @@ from pathlib import Path
 from threading import Lock
 
 import dask
-import yaml
-from distributed import Client, Nanny, Scheduler, Security, SpecCluster, WorkerPlugin
+from distributed import Client, Nanny, Scheduler, Security, SpecCluster, SSHCluster, WorkerPlugin
+from distributed.deploy import Cluster
 
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.grid import security
 from onestep_bench.grid.cells import Cell
+from onestep_bench.grid.document import read_yaml
 from onestep_bench.grid.progress import inside
 from onestep_bench.store.files import own_temporary
 
@@ -35,6 +36,9 @@ _CALM = {
     "distributed.admin.tick.interval": "1s",
     "distributed.admin.system-monitor.interval": "5s",
 }
+# A worker that freezes is noticed within twice this time; its nanny ends it, and its cell begins again elsewhere. No
+# shorter: as a suspended runner goes on, none of its workers has been heard of for long.
+_FREEZE = {"distributed.scheduler.worker-ttl": "60s"}
 _FILE_KEYS = ("class", "arguments", "scale", "adapt")
 _THREAD_LIMITS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
@@ -70,7 +74,7 @@ def connected(
     here = _described(cluster, shared, **how) if cluster else _local(gpus, workers, **how)
     # Without a dashboard the port has nothing to tell; its other pages do no harm, but name cells and files.
     silent = {} if dashboard else {"distributed.scheduler.http.routes": []}
-    with dask.config.set(silent), here as started, _client(started) as client:
+    with dask.config.set(_FREEZE | silent), here as started, _client(started) as client:
         if not cluster:
             client.register_plugin(OwnSession())
         yield client
@@ -249,13 +253,10 @@ def _arguments_of(where: str, make: object, given: dict, shared: Path, **how: bo
 
 
 def _read(path: Path) -> dict:
-    try:
-        document = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise OnestepError(f"cannot read {path}: {error.strerror}; see params/clusters for examples") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise OnestepError(f"{path} is not YAML: {str(error).splitlines()[0]}") from error
-    if not isinstance(document, dict) or not isinstance(document.get("class"), str):
+    if not path.is_file():
+        raise OnestepError(f"cannot read {path}: there is no such file; see params/clusters for examples")
+    document = read_yaml(path)
+    if not isinstance(document.get("class"), str):
         raise OnestepError(f"{path}: name a cluster class, such as `class: dask_jobqueue.SLURMCluster`")
     for key, value in document.items():
         if key not in _FILE_KEYS:
@@ -268,12 +269,16 @@ def _read(path: Path) -> dict:
 def _class(name: str, path: Path) -> object:
     module, _, attribute = name.rpartition(".")
     try:
-        return getattr(importlib.import_module(module), attribute)
+        found = getattr(importlib.import_module(module), attribute)
     except ModuleNotFoundError as error:
         hint = "pip install 'onestep-bench[cluster]'" if "jobqueue" in name else f"pip install {error.name}"
         raise OnestepError(f"{path}: no package {error.name!r} is installed; {hint}") from error
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, ValueError, TypeError, ImportError) as error:
         raise OnestepError(f"{path}: there is no cluster class {name!r}") from error
+    # os.system takes arguments too.
+    if found is not SSHCluster and not (isinstance(found, type) and issubclass(found, Cluster)):
+        raise OnestepError(f"{path}: {name!r} is no cluster class; see params/clusters for examples")
+    return found
 
 
 def _call(method, arguments: dict, where: str) -> None:

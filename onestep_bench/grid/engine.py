@@ -22,11 +22,12 @@ from tqdm import tqdm
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.grid import clusters, execution, progress, security
-from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, failed_path, scratch_path, status_of
+from onestep_bench.grid.cells import RUNNING, Cell, Grid, Status, executed_path, failed_path, scratch_path, status_of
 from onestep_bench.grid.locks import is_held
 from onestep_bench.grid.schedule import expected, urgency
 from onestep_bench.store.artifacts import FRESH, lock_of, root
 from onestep_bench.store.files import share
+from onestep_bench.store.locks import check_locks
 from onestep_bench.units import duration
 
 TRIES = 2  # of a cell that fails, and not by a user's mistake
@@ -65,6 +66,9 @@ def run(
     print(f"{grid.name}: {len(known)} cells, {done} done, {len(pending)} to do", flush=True)
     if not pending:
         return list(known.values())
+    settings = _settings(store)
+    check_locks(scratch_path(pending[0], grid.executed).parent, "choose another folder with --out")
+    check_locks(Path(settings["ONESTEP_STORE"]), "choose another store with --store or ONESTEP_STORE")
     gpus = max(cell.gpus for cell in pending)
     how = {"insecure": insecure, "dashboard": dashboard, "shared": grid.out}
     with (
@@ -73,7 +77,7 @@ def run(
             run_cells(
                 pending,
                 grid.executed,
-                _settings(store),
+                settings,
                 client,
                 seconds=expected(list(known.values()), grid.executed),
                 slots=None if scheduler or cluster else _slots(client),
@@ -96,7 +100,16 @@ def run(
                 bar.update()
             if status.state == "done":
                 after(list(known.values()))
-    return list(known.values())
+    return _kept(list(known.values()), grid)
+
+
+def _kept(statuses: list[Status], grid: Grid) -> list[Status]:
+    """The statuses, with those whose executed notebook somebody removed meanwhile to be done again."""
+    gone = [s for s in statuses if s.state == "done" and not executed_path(s.cell, grid.executed).exists()]
+    if not gone:
+        return statuses
+    print(f"{len(gone)} executed notebooks were removed from {grid.executed} meanwhile; run again", flush=True)
+    return [Status(status.cell, "to do") if status in gone else status for status in statuses]
 
 
 def _refresh(bar: tqdm, known: Iterable[Status], grid: Grid) -> None:

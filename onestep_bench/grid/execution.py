@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -69,9 +70,10 @@ def execute(
 
 
 def file_loss(cell: Cell, folder: Path, why: str) -> Status:
-    """Record the failure of a cell whose supervisor did not live to do so."""
+    """Record the failure of a cell whose supervisor did not live to do so, if the disk takes it."""
     scratch = scratch_path(cell, folder)
-    with held(scratch.with_name(f"{cell.id}.lock")) as ours:
+    # The runner tells of the loss in any case, and goes on.
+    with suppress(OnestepError, OSError), held(scratch.with_name(f"{cell.id}.lock")) as ours:
         if ours:
             own_folder(scratch)
             _file(cell, folder, scratch, 0, 0.0, why)
@@ -228,6 +230,7 @@ def _file(cell: Cell, folder: Path, scratch: Path, rank: int, seconds: float, wh
     }
     whole = scratch / "whole.ipynb"
     write_json(whole, notebook)
+    folder.mkdir(parents=True, exist_ok=True)  # somebody may have removed it meanwhile
     os.replace(whole, failed_path(cell, folder) if why else executed_path(cell, folder))
 
 

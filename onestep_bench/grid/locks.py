@@ -1,26 +1,30 @@
-"""File locks between runs, which the kernel drops when their holder dies, however it dies."""
+"""Whether another run has a cell, told by a lock."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import filelock
+from filelock import Timeout
 
-from onestep_bench.store.files import file_lock, own_folder
+from onestep_bench.errors import OnestepError
+from onestep_bench.store.locks import acquired
 
 _PATIENCE = 2.0  # seconds to wait for a cell that another run executes before trying others
 
 
 @contextmanager
 def held(path: Path, patience: float = _PATIENCE) -> Iterator[bool]:
-    """Hold a lock; yields False if another process holds it for longer than `patience` seconds."""
-    own_folder(path.parent)
-    lock = file_lock(path)
+    """Hold a lock; yields False if another process holds it for longer than `patience` seconds.
+
+    Raises OnestepError if there can be no lock.
+    """
     try:
-        lock.acquire(timeout=patience)
-    except filelock.Timeout:
+        lock = acquired(path, patience)
+    except Timeout:  # an OSError too
         yield False
         return
+    except OSError as error:
+        raise OnestepError(f"cannot write {path}: {error.strerror}; choose another folder with --out") from error
     try:
         yield True
     finally:

@@ -6,12 +6,16 @@ Reads notebook JSON with `ast` only, so that planning stays fast and runs nothin
 import ast
 import json
 import re
+import reprlib
 from dataclasses import dataclass
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.known.values import Misfit, fit
 
+# A value's text can be as long as its writer likes, and with YAML's aliases longer than memory.
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxstring, _SHORT.maxlong, _SHORT.maxother = 3, 100, 100, 100
 _LITERALS = (str, int, float, bool, list, dict, type(None))
 
 
@@ -19,10 +23,17 @@ def read_notebook(path: Path) -> dict:
     """The JSON of a notebook. Raises OnestepError if it cannot be read or is none."""
     try:
         notebook = json.loads(path.read_text(encoding="utf-8"))
-        _ = notebook["cells"], notebook["metadata"]
+        if not isinstance(notebook["metadata"], dict):
+            raise TypeError
+        for cell in notebook["cells"]:
+            # An old or foreign notebook's cells may lack an output, never these.
+            if not (isinstance(cell["cell_type"], str) and isinstance(_source(cell), str)):
+                raise TypeError
+            if not isinstance(cell.get("metadata", {}).get("tags", []), list):
+                raise TypeError
     except OSError as error:
         raise OnestepError(f"cannot read {path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OnestepError(f"{path} is not a notebook of format 4") from error
     return notebook
 
@@ -55,6 +66,8 @@ def _declared(source: str, path: Path) -> dict:
         statements = ast.parse(source).body
     except SyntaxError as error:
         raise OnestepError(f"{path}: parameters cell, line {error.lineno}: {error.msg}") from error
+    except (ValueError, RecursionError, MemoryError) as error:  # a null byte; brackets in brackets
+        raise OnestepError(f"{path}: the parameters cell is no Python; write `name = literal` lines") from error
     return dict(_assignment(statement, path) for statement in statements)
 
 
@@ -63,10 +76,12 @@ def _assignment(statement: ast.stmt, path: Path) -> tuple[str, object]:
     targets = statement.targets if isinstance(statement, ast.Assign) else [getattr(statement, "target", None)]
     value = getattr(statement, "value", None)
     if isinstance(statement, ast.AugAssign) or len(targets) != 1 or not isinstance(targets[0], ast.Name) or not value:
-        raise OnestepError(f"{where}: only `name = literal` may stand here, not `{ast.unparse(statement)}`")
+        raise OnestepError(
+            f"{where}: only `name = literal` may stand here, not `{ast.unparse(statement).splitlines()[0]}`"
+        )
     try:
         default = ast.literal_eval(value)
-    except ValueError as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise OnestepError(f"{where}: the default of {targets[0].id!r} is not a literal") from error
     if not isinstance(default, _LITERALS):
         raise OnestepError(
@@ -104,4 +119,4 @@ def _is_plain(value: object) -> bool:
 
 def kind(value: object) -> str:
     """What a value of YAML is, for an error message."""
-    return "empty" if value in (None, "") else f"{type(value).__name__} {value!r}"
+    return "empty" if value in (None, "") else f"{type(value).__name__} {_SHORT.repr(value)}"

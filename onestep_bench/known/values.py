@@ -296,13 +296,20 @@ def _method_of(name: str, everything: dict) -> str | None:
 # ---- the first cell of a notebook ------------------------------------------------------------------------------------
 
 _INJECTED = "# Parameters\n"  # how the cell begins that papermill puts after the notebook's own
+_BUDGET = re.compile(r"(\w+_)?kimg|budgets")
+_LEARNS = 20.0  # kimg, more than any notebook's own; what is given by hand replaces those where they stand
+_SMOKE = (
+    "These budgets are a smoke run of seconds: expect noise in its pictures, and no meaning in its scores. Raise the "
+    "kimg, or see params/ for runs that learn something."
+)
 
 
 def begin() -> None:
     """Check the parameters of the notebook this is called in, before anything is loaded or trained.
 
     A name that papermill was given (`-p`) and the notebook does not declare is refused, and so is a value of another
-    type or one that `check` refuses; one value for a list becomes a list of it. Outside a kernel nothing happens.
+    type or one that `check` refuses; one value for a list becomes a list of it. Where all budgets (kimg) are as
+    small as the notebooks' own, a line says that this is a smoke run. Outside a kernel nothing happens.
     Raises OnestepError.
     """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -322,6 +329,10 @@ def begin() -> None:
     shell.user_ns.update(values)
     empty = {name: default for name, default in declared.items() if not default}
     check(values, values, empty, Path.cwd())
+    given = [value for name, value in values.items() if _BUDGET.fullmatch(name)]
+    budgets = [budget for value in given for budget in (value if isinstance(value, list) else [value])]
+    if budgets and max(budgets) < _LEARNS:
+        print(_SMOKE)
 
 
 def _assigned(cell: str) -> dict[str, ast.AnnAssign | ast.Assign]:

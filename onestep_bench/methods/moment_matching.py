@@ -3,9 +3,10 @@
 A student of k steps denoises data noised to one of its k levels t, and its image x is noised again, as the ancestral
 sampler does, to a level s within the step. There the mean image given x_s must be the teacher's: an auxiliary denoiser,
 a copy of the teacher that keeps learning what the student makes, tells what it is, and the student moves by the
-difference of the two. With one step this is score distillation; so it is weighed here as DMD2 does, by how far the
-teacher is from the image. The paper's levels are even in the cosine schedule's time, these in FLOW's, as the
-samplers of flow maps have them; sample it by `ancestral` in `student_steps` steps.
+difference of the two. With one step this is score distillation but for the weight, here a function of the level alone:
+where a step ends near its own beginning the student's image is the teacher's, and DMD2's weight infinite.
+The paper's levels are even in the cosine schedule's time, these in FLOW's, as the samplers of flow maps have them;
+sample it by `ancestral` in `student_steps` steps.
 """
 
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError
-from onestep_bench.losses import moved, normalised
+from onestep_bench.losses import moved
 from onestep_bench.methods import Adam, Method, Nets, register
 from onestep_bench.networks import critics
 from onestep_bench.paths import FLOW, VE, posterior, spread
@@ -31,6 +32,11 @@ def moments_loss(found: Tensor, x: Tensor, wanted: Tensor, sigma: Tensor) -> Ten
     """
     error = (found - x).square() + (found - wanted).square()
     return (spread(sigma**-2 + 4, x) * error).mean()
+
+
+def in_units(difference: Tensor, sigma: Tensor) -> Tensor:
+    """A difference of images (n, c, h, w) at sigma (n,), over an EDM network's unit, 0.5 sigma/sqrt(sigma^2 + 0.25)."""
+    return spread((sigma**-2 + 4).sqrt(), difference) * difference
 
 
 @dataclass(frozen=True)
@@ -60,14 +66,14 @@ def moment_matching(nets: Nets, cfg: MomentMatchingConfig):
         shape, labels, steps = batch.images.shape[1:], batch.labels, cfg.student_steps
         top = (draw.integers("step", 0, steps) + 1) / steps
         t, s = level(top), level(top - draw.uniform("within") / steps)
-        s = torch.maximum(s, path.t_at(torch.full_like(s, LEAST)))
+        s = torch.maximum(s, path.t_at(torch.full_like(s, LEAST)))  # in the step from noise s may be t itself
         x_t = path.mix(batch.images, draw.normal("eps", shape), t)
         x = student(x_t, t, labels, want="x0")
         with torch.no_grad():
             y = posterior(path, x_t, x, draw.normal("fresh", shape), t, s) / spread(path.alpha(s), x)
             sigma = path.ratio(s)
             wanted = teacher(y, sigma, labels, want="x0")
-            direction = normalised(fake(y, sigma, labels, want="x0") - wanted, x, wanted)
+            direction = in_units(fake(y, sigma, labels, want="x0") - wanted, sigma)
         yield moved(x, direction), "student"
         found = fake(y, sigma, labels, want="x0")
         yield moments_loss(found, x.detach(), wanted, sigma), "fake"

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from onestep_bench.denoiser import Denoiser
 from onestep_bench.errors import OnestepError, near_miss
-from onestep_bench.losses import moved, normalised
+from onestep_bench.losses import moved
 from onestep_bench.methods import Adam, Method, Nets, generator_at, register
 from onestep_bench.networks import critics
 from onestep_bench.paths import VE, spread, ve_up_to
@@ -60,7 +60,7 @@ def score_difference(
         y = VE.mix(x, eps, sigma)
         wanted = teacher(y, sigma, labels, want="x0")
         found = fake(y, sigma, labels, want="x0") - wanted
-        return normalised(found, x, wanted, added) if normalise else found
+        return found / ((x - wanted).abs().mean((1, 2, 3), keepdim=True) + added) if normalise else found
 
 
 def fake_loss(fake, x: Tensor, eps: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:

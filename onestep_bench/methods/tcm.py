@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.stats import t as student_t
 from torch import Tensor
 
 from onestep_bench import losses
@@ -39,6 +38,8 @@ def heavy_tailed(df: float, mean: float, scale: float, low: float, high: float) 
     so few degrees of freedom as are used draw what no float holds. A table, since torch has no such inverse and a step
     on a GPU would wait for SciPy's.
     """
+    from scipy.stats import t as student_t  # slow to import, and every process that asks for a method imports this file
+
     law = student_t(df, mean, scale)
     first, last = (math.log(end) for end in (low, high))
     logs = torch.from_numpy(law.ppf(np.linspace(law.cdf(first), law.cdf(last), POINTS)))

@@ -9,7 +9,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "model": ["FOREIGN", "Model", "Pairs"],
+        "model": ["FOREIGN", "Model", "Pairs", "stored"],
         "sampling": ["BATCH", "sample", "sample_batches"],
         "pretrained": ["find", "import_model", "load_pretrained"],
         "export": ["OneStep"],

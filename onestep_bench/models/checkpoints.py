@@ -45,7 +45,10 @@ def load(folder: Path, device: str = "cpu", weights: str = WEIGHTS, dropout: flo
         native, path = native_from(spec["native"]), path_from(spec["path"]) if "path" in spec else None
         config = spec["network"] | ({} if dropout is None else {"dropout": dropout})
         net = with_weights(config, load_file(folder / weights))
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, SafetensorError) as error:
+    # What stands in config.json in the place of a number may be anything.
+    except (
+        OSError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RuntimeError, SafetensorError,
+    ) as error:  # fmt: skip
         raise OnestepError(f"{folder} holds no whole model: {error}; make it again") from error
     except Misfit as misfit:
         raise OnestepError(f"the weights in {folder} do not fit its {CONFIG}: {misfit}") from misfit
@@ -70,7 +73,10 @@ class Misfit(Exception):
 def with_weights(
     config: dict, state: dict[str, Tensor], make: Callable[[dict], nn.Module] = networks.build
 ) -> nn.Module:
-    """The network of `config` with copies of the weights of `state`, in float32, name for name and shape for shape."""
+    """The network of `config` with copies of the weights of `state`, in float32, name for name and shape for shape.
+
+    Raises Misfit for weights of other names or shapes, and for those that hold NaN or infinity.
+    """
     mult, blocks = config.get("channel_mult", ()), config.get("num_blocks", 0)
     # A file of a few bytes may describe a network of any size: shapes are compared before memory is asked for, and
     # modules are not made by the billion.
@@ -79,6 +85,8 @@ def with_weights(
     with torch.device("meta"):
         net = make(config)
     state = {name: tensor.to(torch.float32, copy=True).contiguous() for name, tensor in state.items()}
+    if bad := next((name for name, tensor in state.items() if not tensor.isfinite().all()), None):
+        raise Misfit(f"{bad} holds NaN or infinity: its training went wrong, or the file is damaged")
     try:
         net.load_state_dict(state, strict=True, assign=True)
     except RuntimeError as error:  # lists what does not fit over many lines

@@ -158,6 +158,13 @@ class Model:
         return None if labels is None else labels.to(device())
 
 
+def stored() -> list[Model]:
+    """Every whole model of the store, the last used first."""
+    records = [path / store.META for path in store.root().glob("model-*") if "." not in path.name]
+    found = sorted((path for path in records if path.exists()), key=lambda path: -path.stat().st_mtime_ns)
+    return [Model(store.Artifact(path.parent)) for path in found]
+
+
 def check_whole(model: Model | None) -> None:
     """Raise OnestepError for a snapshot where a whole model is needed."""
     if model and model.snapshot is not None:

@@ -131,9 +131,9 @@ def import_model(source: str, out: Path, *, format: str | None = None, resolutio
     weights = file / checkpoints.WEIGHTS if file.is_dir() else file
     origin = {"name": str(source), "file": weights.name, "sha256": file_digest(weights)}
     checkpoints.save(denoiser, out, path=denoiser.path.spec(), source=origin)
-    facts = _facts(denoiser)
-    write_text(out / CARD, _card(out.resolve().name, facts, origin))
-    told = [f"{out}: " + ", ".join(facts.values())]
+    about = facts(denoiser)
+    write_text(out / CARD, _card(out.resolve().name, about, origin))
+    told = [f"{out}: " + ", ".join(about.values())]
     if isinstance(denoiser.net, AnySize):
         side = denoiser.net.config["img_resolution"]
         told.append(f"the file does not say the size of its images; {side}x{side} is that of SlimFlow's releases")
@@ -141,7 +141,8 @@ def import_model(source: str, out: Path, *, format: str | None = None, resolutio
     return told
 
 
-def _facts(denoiser: Denoiser) -> dict[str, str]:
+def facts(denoiser: Denoiser) -> dict[str, str]:
+    """What a card says of a network, in words."""
     config, native = denoiser.net.config, denoiser.native.spec()
     side, classes = config["img_resolution"], denoiser.num_classes
     options = ", ".join(f"{key} {value}" for key, value in native.items() if key in ("sigma_data", "boundary"))

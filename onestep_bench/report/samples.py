@@ -103,7 +103,10 @@ def _same_model(one: dict, other: dict) -> bool:
 
 def _enlarged(png: str, target: int = 80) -> np.ndarray:
     """The images of a strip, at most `COLUMNS`, enlarged by a whole factor and set apart by white."""
-    strip = Image.open(io.BytesIO(base64.b64decode(png))).convert("RGB")
+    try:
+        strip = Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OnestepError(f"a sample strip is damaged ({error}); run again the cell that drew it") from error
     side = strip.height
     factor = max(1, round(target / side))
     count = min(COLUMNS, max(1, strip.width // side))

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from onestep_bench import store
-from onestep_bench.data import pickles
+from onestep_bench.data import arrays, pickles
 from onestep_bench.data.registry import Dataset
 from onestep_bench.data.splits import WHOLE
 from onestep_bench.errors import OnestepError, near_miss
@@ -203,7 +203,7 @@ def _published(extractor: FeatureExtractor, statistics: Statistics) -> Judged:
         values = values[_KEYS[extractor.name]]
     try:
         mu, cov = (np.asarray(values[key], np.float64) for key in ("mu", "sigma"))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise OnestepError(f"{statistics.path} holds no mu and sigma for {extractor.name}; use another file") from error
     if mu.shape != (extractor.dim,) or cov.shape != (extractor.dim, extractor.dim):
         raise OnestepError(
@@ -212,12 +212,13 @@ def _published(extractor: FeatureExtractor, statistics: Statistics) -> Judged:
         )
     if not (np.isfinite(mu).all() and np.isfinite(cov).all()):
         raise OnestepError(f"{statistics.path} holds NaN or infinity; fetch it again")
+    if not np.allclose(cov, cov.T, atol=1e-6 * abs(cov).max()) or cov.diagonal().min() < 0:
+        raise OnestepError(f"{statistics.path}: sigma is no covariance, which is symmetric; fetch it again")
     return Judged(0, mu, cov)  # of how many images, the file does not say
 
 
 def _read_npz(path: Path) -> dict:
-    with np.load(path, allow_pickle=False) as file:
-        return {key: file[key] for key in file.files}
+    return arrays.read_npz(path)
 
 
 def _read_pickle(path: Path) -> dict:

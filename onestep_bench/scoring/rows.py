@@ -5,7 +5,7 @@ state stays fast.
 """
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from onestep_bench.errors import OnestepError
@@ -61,6 +61,16 @@ FIELDS = {
     "throughput": "measured: images a second at the evaluation batch",
     "peak_memory_mb": "measured: peak memory while sampling a batch",
 }
+# Fields that are no text.
+NUMBERS = frozenset(
+    (
+        "teacher_seed", "train_seed", "steps", "nfe", "seed", "fid", "floor",
+        "fd_infinity", "kid", "precision", "recall", "density", "coverage", "inception_score",
+        "class_gap", "nn_ratio", "params", "macs", "kimg", "passes", "train_macs",
+        "samples", "train_seconds", "busy", "latency_ms", "latency_p95_ms", "throughput", "peak_memory_mb",
+    )
+)  # fmt: skip
+_ALWAYS = ("dataset", "split", "label", "size", "sampler", "steps", "protocol", "features", "purpose")
 MEASURED = ("train_seconds", "busy", "latency_ms", "latency_p95_ms", "throughput", "peak_memory_mb")
 # None where the judge has no classes or there are too few images. Rows recorded before these fields existed lack them.
 QUALITIES = (
@@ -107,13 +117,75 @@ def mean(scores: dict, steps: int | None = None, *, split: str = "test", field: 
 def bundles_in(notebook: Path) -> Iterator[dict]:
     """Every score bundle in the outputs of one executed notebook.
 
-    Raises OnestepError if the file is not a notebook.
+    Raises OnestepError if the file is not a notebook, or holds a bundle that `bundle` would not make.
     """
     try:
         cells = json.loads(Path(notebook).read_text(encoding="utf-8"))["cells"]
-    except (ValueError, KeyError, TypeError) as error:
+        found = [output.get("data", {}) for cell in cells for output in cell.get("outputs", ())]
+        bundles = [data[MIME] for data in found if MIME in data]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OnestepError(f"{notebook} is not a notebook; delete it and run the grid again") from error
-    outputs: Iterable[dict] = (output for cell in cells for output in cell.get("outputs", ()))
-    for output in outputs:
-        if MIME in output.get("data", {}):
-            yield output["data"][MIME]
+    for one in bundles:
+        if why := _misshapen(one):
+            raise OnestepError(f"{notebook} holds scores that nobody recorded so ({why}); delete it and run it again")
+        yield one
+
+
+def _misshapen(found: object) -> str:
+    """What is wrong with a bundle's shape; '' if nothing is. Which fields a row has is for the reader to say."""
+    if not isinstance(found, dict) or not {"rows", "strips"} <= found.keys():
+        return "no rows and strips"
+    for part in ("rows", "strips"):
+        if not isinstance(found[part], list) or not all(isinstance(one, dict) for one in found[part]):
+            return f"{part} are no list of rows"
+    metrics, recipes = found.get("metrics", {}), found.get("recipes", {})
+    if not isinstance(metrics, dict) or not all(better in ("lower", "higher") for better in metrics.values()):
+        return "metrics"
+    if not isinstance(recipes, dict) or not all(isinstance(one, dict) for one in recipes.values()):
+        return "recipes"
+    numbers = NUMBERS | metrics.keys()
+    for row in found["rows"]:
+        odd = (name for name, value in row.items() if not _fits(value, name in numbers, name in _ALWAYS))
+        if name := next(odd, None):
+            return f"{name} of a row"
+    return next((why for why in map(_misshapen_strip, found["strips"]) if why), "")
+
+
+def _fits(value: object, number: bool, always: bool) -> bool:
+    if value is None:
+        return not always
+    if number:  # JSON has no NaN: kernels write 'nan'
+        return (type(value) in (int, float) and abs(value) < 1e300) or value in ("nan", "inf", "-inf") or value != value
+    return isinstance(value, str | dict | list) and (isinstance(value, str) or not always)
+
+
+def _misshapen_strip(strip: dict) -> str:
+    kinds = {"label": str, "size": str, "steps": int, "sampler": str | None, "train_seed": int | None, "png": str}
+    for name, kind in kinds.items():
+        if name not in strip or not isinstance(strip[name], kind) or isinstance(strip[name], bool):
+            return f"{name} of a strip"
+    return ""
+
+
+def recorded(path: Path) -> list[dict]:
+    """The score rows of a folder of executed notebooks, or of a .json that `onestep-bench evaluate` wrote.
+
+    Older rows have `LATER` in place of what they lack. Raises OnestepError for a file that is neither.
+    """
+    if path.is_dir():
+        found = [
+            row
+            for notebook in sorted(path.glob("*.ipynb"))
+            for bundle in bundles_in(notebook)
+            for row in bundle["rows"]
+        ]
+    else:
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise OnestepError(f"cannot read {path} ({error}); name a folder of executed notebooks, or rows") from error
+    if not isinstance(found, list) or not all(
+        isinstance(row, dict) and FIELDS.keys() <= (LATER | row).keys() for row in found
+    ):
+        raise OnestepError(f"{path} holds no score rows; name a folder of executed notebooks, or what evaluate wrote")
+    return list({json.dumps(row, sort_keys=True): LATER | row for row in found}.values())

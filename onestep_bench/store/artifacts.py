@@ -20,7 +20,8 @@ from filelock import Timeout
 
 from onestep_bench.errors import OnestepError
 from onestep_bench.store import provenance
-from onestep_bench.store.files import file_digest, file_lock, own_folder, share, write_json
+from onestep_bench.store.files import file_digest, own_folder, share, write_json
+from onestep_bench.store.locks import acquired
 from onestep_bench.store.notes import SCRATCH, note
 
 META = "artifact.json"
@@ -178,30 +179,64 @@ def memo(
     """
     parents, entries = list(parents), list(source)
     folder = root() / key_of(kind, recipe, (parent.key for parent in parents))
+    partial = folder.with_name(folder.name + ".partial")
     with _our_turn(folder):
-        _note_use(folder)
-        fresh = fresh or bool(os.environ.get(FRESH))
-        if folder.exists() and _whole(folder) and _current(folder, fresh):
-            os.utime(folder / META)  # the time of its last use
+        with _writing(folder):
+            _note_use(folder)
+            fresh = fresh or bool(os.environ.get(FRESH))
+            if folder.exists() and _whole(folder) and _current(folder, fresh):
+                os.utime(folder / META)  # the time of its last use
+                return _noted(Artifact(folder))
+            made_by = _made_by(entries, parents)
+            if not any(path.name != META for path in partial.glob("[!.]*")) or not _current(partial, fresh):
+                shutil.rmtree(partial, ignore_errors=True)
+            partial.mkdir(exist_ok=True)
+            share(partial)
+            # A checkpoint of older source is refused too.
+            write_json(partial / META, {"recipe": recipe, **made_by})
+        cost = _made(make, partial)
+        with _writing(folder):
+            for torn in partial.glob(".*"):  # temporary files that a kill kept from their names
+                torn.unlink()
+            files = {path.name: file_digest(path) for path in sorted(partial.iterdir()) if path.name != META}
+            meta = {"recipe": recipe, "parents": [parent.key for parent in parents], "cost": cost, "files": files}
+            write_json(partial / META, meta | made_by)
+            for path in partial.iterdir():
+                share(path)
+            _replace(folder, partial)
             return _noted(Artifact(folder))
-        partial = folder.with_name(folder.name + ".partial")
-        made_by = _made_by(entries, parents)
-        if not any(path.name != META for path in partial.glob("[!.]*")) or not _current(partial, fresh):
-            shutil.rmtree(partial, ignore_errors=True)
-        partial.mkdir(exist_ok=True)
-        share(partial)
-        # A checkpoint of older source is refused too.
-        write_json(partial / META, {"recipe": recipe, **made_by})
+
+
+def _made(make: Callable[[Path], dict], partial: Path) -> dict:
+    """What `make` returns; OnestepError if somebody removed the folder meanwhile, whatever came of that."""
+    try:
         cost = make(partial)
-        for torn in partial.glob(".*"):  # temporary files that a kill kept from their names
-            torn.unlink()
-        files = {path.name: file_digest(path) for path in sorted(partial.iterdir()) if path.name != META}
-        meta = {"recipe": recipe, "parents": [parent.key for parent in parents], "cost": cost, "files": files}
-        write_json(partial / META, meta | made_by)
-        for path in partial.iterdir():
-            share(path)
-        _replace(folder, partial)
-        return _noted(Artifact(folder))
+    except Exception as error:
+        _check_kept(partial, error)
+        raise
+    _check_kept(partial, None)
+    return cost
+
+
+def _check_kept(partial: Path, error: Exception | None) -> None:
+    if (partial / META).exists():
+        return
+    shutil.rmtree(partial, ignore_errors=True)  # what was written since has no beginning
+    raise OnestepError(f"{partial} was removed while it was written; run again what makes it") from error
+
+
+@contextmanager
+def _writing(folder: Path):
+    """OSErrors of this block tell of the store."""
+    try:
+        yield
+    except OSError as error:
+        raise _unwritable(folder.parent, error) from error
+
+
+def _unwritable(store: Path, error: OSError) -> OnestepError:
+    remedy = "free space, or set ONESTEP_STORE to a folder you can write"
+    return OnestepError(f"cannot write to the store {store}: {error.strerror or error}; {remedy}")
 
 
 def _noted(artifact: Artifact) -> Artifact:
@@ -304,15 +339,11 @@ def locked(folder: Path, timeout: float = -1):
     The kernel drops it when its holder dies, however it dies.
     """
     try:
-        own_folder(folder.parent)
-        lock = file_lock(lock_of(folder))
-        lock.acquire(timeout)  # another process is making the same artifact
+        lock = acquired(lock_of(folder), timeout)  # another process is making the same artifact
     except Timeout:  # an OSError too
         raise
     except OSError as error:
-        raise OnestepError(
-            f"cannot write to the store {folder.parent}: {error.strerror}; set ONESTEP_STORE to a folder you can write"
-        ) from error
+        raise _unwritable(folder.parent, error) from error
     try:
         yield
     finally:

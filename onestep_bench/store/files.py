@@ -3,13 +3,12 @@
 import hashlib
 import json
 import os
+import re
 import stat
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-
-from filelock import FileLock
 
 from onestep_bench.errors import OnestepError
 
@@ -30,7 +29,11 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise OnestepError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     temporary = Path(name)
     try:
-        yield temporary
+        try:
+            yield temporary
+        except Exception as error:
+            _tell_hidden(error, temporary)
+            raise
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
         # mkstemp makes files private; an artifact is as readable as any other file the user makes.
@@ -42,6 +45,17 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise OnestepError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _tell_hidden(error: Exception, temporary: Path) -> None:
+    """Raise the OSError behind an error that a library gave a type of its own, if the disk is what failed.
+
+    torch says of a full disk 'unexpected pos', safetensors '... (os error 28)'.
+    """
+    if found := re.search(r"\(os error (\d+)\)", str(error)):
+        raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+    with open(temporary, "ab", buffering=0) as file:
+        file.write(bytes(1 << 20))  # what did not fit before, does not now
 
 
 def is_shared(folder: Path) -> bool:
@@ -69,11 +83,6 @@ def share(path: Path) -> None:
     if state.st_uid == os.getuid() and is_shared(path.parent):
         mode = stat.S_IMODE(state.st_mode)
         path.chmod(mode | (mode & 0o700) >> 3 | (stat.S_ISGID if path.is_dir() else 0))
-
-
-def file_lock(path: Path) -> FileLock:
-    """A lock in a file, not held yet. In a shared folder the group may write it: who cannot, cannot hold it."""
-    return FileLock(path, mode=0o660) if is_shared(path.parent) else FileLock(path)
 
 
 def own_temporary() -> Path:

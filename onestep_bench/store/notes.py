@@ -4,6 +4,8 @@ import json
 import os
 from pathlib import Path
 
+from onestep_bench.errors import OnestepError
+
 SCRATCH = "ONESTEP_SCRATCH"  # in a grid's cell: its folder for what is not whole
 PROGRESS = "progress.json"  # in there: how far inside itself the cell is
 _FILE = "used.jsonl"
@@ -12,8 +14,11 @@ _FILE = "used.jsonl"
 def note(**what) -> None:
     """In a grid's cell: leave a line about what it uses."""
     if scratch := os.environ.get(SCRATCH):
-        with open(Path(scratch, _FILE), "a", encoding="utf-8") as file:
-            file.write(json.dumps(what) + "\n")
+        try:
+            with open(Path(scratch, _FILE), "a", encoding="utf-8") as file:
+                file.write(json.dumps(what) + "\n")
+        except OSError as error:
+            raise OnestepError(f"cannot write to {scratch}: {error.strerror}; free space and run again") from error
 
 
 def noted(scratch: Path) -> list[dict]:

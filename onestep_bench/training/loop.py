@@ -118,7 +118,9 @@ def fit(
                     run.save(checkpoint)
                     kept, saved = run.done, now
                 if log:
+                    handed = time.monotonic()
                     yield run.rows[-1]
+                    clock += time.monotonic() - handed  # what is done with a row is no training
         except KeyboardInterrupt:
             if not checkpoint:
                 raise

@@ -145,6 +145,8 @@ class Run:
             "watch": self.watch.state(),
             "rows": [asdict(row) for row in self.rows],
         }
+        if not path.parent.is_dir():  # at once: an hour later as much more would be lost
+            raise OnestepError(f"{path.parent} was removed while a training wrote there; run it again")
         with replacing(path) as temporary:
             torch.save(state, temporary)
 

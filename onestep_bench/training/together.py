@@ -4,14 +4,15 @@ import io
 import json
 import os
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from tqdm import std
 from tqdm.auto import tqdm
 
 from onestep_bench import store
+from onestep_bench.errors import stopped
 from onestep_bench.store.notes import PROGRESS, SCRATCH
 from onestep_bench.training import ranks
 from onestep_bench.training.ranks import device_name
@@ -30,7 +31,7 @@ def memo(
         return make(folder)
 
     parents = list(parents)
-    with ranks.bound():
+    with ranks.bound(), _calm_interrupt(kind):
         if ranks.leads():
             artifact = store.memo(kind, recipe, parents, make_together, **made)
             ranks.shared(None)
@@ -38,6 +39,20 @@ def memo(
         while folder := ranks.shared(None):
             make(folder)
         return store.Artifact(store.root() / store.key_of(kind, recipe, (parent.key for parent in parents)))
+
+
+@contextmanager
+def _calm_interrupt(kind: str) -> Iterator[None]:
+    """An interrupt is one line that says how to go on: a newcomer who presses Stop needs no traceback of torch."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args:  # said already, by `fit`, and how far it came
+            raise
+        raise stopped(f"{_MAKING[kind]} stopped; run this again to go on from what is done") from None
+
+
+_MAKING = {"model": "training", "pairs": "making pairs", "scores": "scoring", "judge": "training the judge"}
 
 
 def spent(kimg: float, seconds: float, **more) -> dict:

@@ -123,7 +123,7 @@ def test_workers_of_gpus_share_the_cores_that_compile():
         ("class: nowhere_at_all.Cluster", "no package 'nowhere_at_all' is installed; pip install nowhere_at_all"),
         ("class: distributed.LocalCluster\narguments: {n_workers: many, processes: false}", "LocalCluster: "),
         ("class: distributed.SSHCluster\narguments: {host: [a]}", "SSHCluster: "),
-        ("class: [", "is not YAML"),
+        ("class: [", ".yaml:2: "),
     ],
 )
 def test_a_mistake_in_a_cluster_file_is_one_line(tmp_path, refuses, text, message):

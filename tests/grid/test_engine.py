@@ -203,6 +203,28 @@ def test_a_cell_that_would_wait_for_an_artifact_makes_room_and_begins_again(clie
     assert [s.cell.id for s in statuses if s.state == "done"] == ["c", "b"]
 
 
+def test_a_record_that_somebody_removes_meanwhile_is_to_do_again(tmp_path, capsys):
+    cells = tuple(Cell(name, tmp_path, {}, (), name, name) for name in "abc")
+    grid = Grid("tiny", "", tmp_path, tmp_path, cells)
+    executed(executed_path(cells[0], grid.executed), [])
+    found = engine._kept([*(Status(cell, "done", 3.0) for cell in cells[:2]), Status(cells[2], "failed")], grid)
+    assert [status.state for status in found] == ["done", "to do", "failed"]
+    assert f"1 executed notebooks were removed from {grid.executed} meanwhile; run again" in capsys.readouterr().out
+
+
+def test_a_loss_is_filed_in_a_folder_made_again_and_told_even_if_no_disk_takes_it(tmp_path, monkeypatch):
+    cell = Cell("a", notebook(tmp_path / "none.ipynb", ""), {}, (), "a", "a")
+    folder = tmp_path / "out" / "notebooks"
+    assert execution.file_loss(cell, folder, "its worker died").why == "its worker died"
+    assert read_stamp(failed_path(cell, folder))["why"] == "its worker died"
+
+    def full(path, value):
+        raise OnestepError(f"cannot write {path}: No space left on device")
+
+    monkeypatch.setattr(execution, "write_json", full)
+    assert execution.file_loss(cell, folder, "no luck") == Status(cell, "failed", why="no luck")
+
+
 # ---- notebooks ------------------------------------------------------------------------------------------------------
 
 

@@ -264,6 +264,14 @@ def test_cells_run_in_any_order_do_no_harm(cells):
     assert names["size"] == "3M"
 
 
+def test_small_budgets_are_called_a_smoke_run(cells, capsys):
+    cells(PARAMETERS, "# Parameters\nseeds = [3]\n", BEGIN)
+    assert "smoke run" in capsys.readouterr().out
+    for other in ("# Parameters\nkimg = 50\n", "kimg: float = 50.0"):
+        cells(PARAMETERS, other, BEGIN)
+        assert capsys.readouterr().out == ""
+
+
 def test_outside_a_kernel_nothing_happens():
     begin()
 
@@ -285,7 +293,8 @@ def test_our_notebooks_begin_with_the_check_and_pass_it(path):
     check(
         read.declared, read.declared, {name: value for name, value in read.declared.items() if not value}, path.parent
     )
-    assert re.search(r"^begin\(\)", read.code[1], re.M)
+    first = 1 + ("google.colab" in read.code[0])  # what installs the package there stands before the parameters
+    assert re.search(r"^begin\(\)", read.code[first], re.M)
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -7,7 +7,6 @@ from torch import nn
 from onestep_bench import methods
 from onestep_bench.denoiser import EDM, Denoiser, IdealDenoiser
 from onestep_bench.errors import OnestepError
-from onestep_bench.losses import normalised
 from onestep_bench.methods import Batch, Nets
 from onestep_bench.methods import moment_matching as mm
 from onestep_bench.methods.score_distillation import score_difference
@@ -60,8 +59,10 @@ def test_levels_are_the_k_of_the_sampler_and_end_within_their_step(path):
 def test_the_student_moves_towards_the_teacher_by_the_difference_of_the_two_denoisers():
     nets, losses = run(student=0.2, teacher=0.5, fake=0.4, steps=2)
     losses["student"].backward()
-    # (F - R) / mean |x - R|, of every pixel alike.
-    torch.testing.assert_close(nets.student.value.grad, torch.tensor((0.4 - 0.5) / 0.3), rtol=1e-4, atol=0)
+    # The mean over the batch of sqrt(1/sigma^2 + 1/0.5^2) (F - R), of every pixel alike.
+    (_, sigma) = nets.auxiliary["fake"].asked[0]
+    expected = ((sigma**-2 + 4).sqrt() * (0.4 - 0.5)).mean()
+    torch.testing.assert_close(nets.student.value.grad, expected, rtol=1e-4, atol=0)
 
 
 def test_the_auxiliary_denoiser_comes_to_lie_between_the_students_image_and_the_teachers():
@@ -94,9 +95,19 @@ def test_in_one_step_from_noise_it_is_score_distillation():
     s = FLOW.t_at(sigma)
     y = posterior(FLOW, x_t, x, fresh, torch.ones(6, dtype=torch.float64), s) / FLOW.alpha(s).reshape(-1, 1, 1, 1)
     torch.testing.assert_close(y, VE.mix(x, fresh, sigma))
-    wanted = teacher(y, sigma, want="x0")
-    ours = normalised(fake(y, sigma, want="x0") - wanted, x, wanted)
-    torch.testing.assert_close(ours, score_difference(teacher, fake, x, fresh, sigma))
+    ours = mm.in_units(fake(y, sigma, want="x0") - teacher(y, sigma, want="x0"), sigma)
+    found = score_difference(teacher, fake, x, fresh, sigma, normalise=False)
+    torch.testing.assert_close(ours, (sigma**-2 + 4).sqrt().reshape(-1, 1, 1, 1) * found)
+
+
+def test_a_student_that_is_still_its_teacher_stays_where_it_is_however_its_steps_end():
+    """DMD2's weight would be 0/0 there: a step from noise may end where it begins."""
+    nets, losses = run(student=0.5, teacher=0.5, fake=0.5, steps=1)
+    losses["student"].backward()
+    assert losses["student"] == 0
+    assert nets.student.value.grad == 0
+    _, losses = run(student=0.5, teacher=0.5, fake=0.51, steps=1)
+    assert losses["student"] < 1
 
 
 def test_settings_that_make_no_sense_are_refused():

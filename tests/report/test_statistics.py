@@ -213,3 +213,19 @@ def test_a_gap_is_paired_over_runs_and_needs_both_splits():
     (line,) = statistics.generalisation_gap(frame(rows)).itertuples()
     assert (line.label, line.runs) == ("A", 2)
     assert (line.low, line.high) == pytest.approx(tuple(statistics.interval([0.1, 0.2])))
+
+
+def test_a_run_with_a_diverged_sampling_seed_has_no_mean():
+    rows = frame(runs("A", [1.0, 2.0], seeds=(0, 1, 2)))
+    rows.loc[0, "fid"] = np.nan
+    assert np.isnan(statistics.run_means(rows, ["label"])["fid"]).tolist() == [True, False]
+    (line,) = statistics.differences(pd.concat([rows, frame(runs("B", [5.0, 6.0], seeds=(0, 1, 2)))])).itertuples()
+    assert line.verdict == "unknown"
+
+
+def test_of_several_protocols_the_one_with_most_rows_is_shown():
+    rows = frame(runs("A", [1.0]) + runs("B", [2.0], seeds=(0, 1, 2), protocol="more"))
+    ((key, own),) = statistics.by_judge(rows)
+    assert key[0] == "digits"
+    assert set(own["protocol"]) == {"more"}
+    assert len(own) == 3

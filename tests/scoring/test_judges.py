@@ -348,19 +348,19 @@ class Killed(Exception):
 
 
 def test_a_killed_classifier_goes_on_to_the_same_bits(quick, monkeypatch, tmp_path):
-    digits, shifted, steps = load("digits"), classifier._shifted, []
+    digits, cut, steps = load("digits"), classifier._cut, []
     undisturbed = references.judge("classifier", digits)
     monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))
     monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
     for kill_at in (37, None):
 
-        def watched(images, draw, parts, kill_at=kill_at):
+        def watched(images, draw, *how, kill_at=kill_at):
             if draw.step == kill_at:
                 raise Killed
             steps.append(draw.step)
-            return shifted(images, draw, parts)
+            return cut(images, draw, *how)
 
-        monkeypatch.setattr(classifier, "_shifted", watched)
+        monkeypatch.setattr(classifier, "_cut", watched)
         if kill_at:
             with pytest.raises(Killed):
                 references.judge("classifier", digits)
@@ -379,23 +379,23 @@ def coloured(count=240, side=8):
 
 
 def test_photographs_have_a_recipe_of_their_own_and_go_on_to_the_same_bits(monkeypatch, store_folder, tmp_path):
-    monkeypatch.setattr(recipe, "COLOUR", replace(recipe.COLOUR, widths=(8, 8, 8), most=40))
+    monkeypatch.setattr(recipe, "COLOUR", replace(recipe.COLOUR, widths=(8, 8, 8), most=80))
     monkeypatch.setattr(recipe, "BATCH", 24)
-    data, shifted = coloured(), classifier._shifted
+    data, cut = coloured(), classifier._cut
     undisturbed = references.judge("classifier", data)
     assert float(undisturbed.protocol.split("%")[0].split()[-1]) > 90
     monkeypatch.setenv("ONESTEP_STORE", str(tmp_path / "other"))
     monkeypatch.setenv("ONESTEP_CHECKPOINT_SECONDS", "0")
 
-    def killed(images, draw, parts):
+    def killed(images, draw, *how):
         if draw.step == 17:
             raise Killed
-        return shifted(images, draw, parts)
+        return cut(images, draw, *how)
 
-    monkeypatch.setattr(classifier, "_shifted", killed)
+    monkeypatch.setattr(classifier, "_cut", killed)
     with pytest.raises(Killed):
         references.judge("classifier", data)
-    monkeypatch.setattr(classifier, "_shifted", shifted)
+    monkeypatch.setattr(classifier, "_cut", cut)
     assert references.judge("classifier", data).digest == undisturbed.digest  # the norms' averages among it
 
 
@@ -430,7 +430,7 @@ def test_images_are_shifted_one_by_one_and_never_out_of_sight():
     images = torch.zeros(64, 2, 16, 16)
     images[:, :, 8, 5] = 1
     drawn = [Draw(0, step, batch_size=64, rows=slice(0, 64), progress=0.0) for step in (3, 3, 4)]
-    first, again, other = (classifier._shifted(images, draw, 8) for draw in drawn)
+    first, again, other = (classifier._cut(images, draw, 8) for draw in drawn)
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     places = first.sum(1).nonzero()[:, 1:] - torch.tensor([8, 5])
@@ -438,6 +438,27 @@ def test_images_are_shifted_one_by_one_and_never_out_of_sight():
     assert {tuple(place) for place in places.tolist()} <= {(y, x) for y in range(-2, 3) for x in range(-2, 3)}
     assert len(places.unique(dim=0)) > 10
     assert torch.equal(first[:, 0], first[:, 1])
+
+
+def test_squares_grow_while_a_classifier_of_photographs_learns():
+    images = torch.arange(64.0).reshape(1, 1, 8, 8).expand(400, 3, 8, 8)
+    sides = recipe.COLOUR.sides
+    for progress, side in ((0.0, 5), (0.3, 6), (0.7, 7), (0.99, 8)):
+        cut = classifier._cut(images, Draw(0, 1, batch_size=400, rows=slice(0, 400), progress=progress), 16, sides)
+        assert cut.shape == (400, 3, side, side)
+        assert torch.equal(cut[..., 1:] - cut[..., :-1], torch.ones(400, 3, side, side - 1))  # what it cuts is whole
+        corners = cut[:, 0, 0, 0].unique()
+        assert len(corners) == (8 - side + 1) ** 2
+        assert {*corners.tolist()} == {8.0 * y + x for y in range(9 - side) for x in range(9 - side)}
+
+
+def test_a_judge_of_photographs_sees_no_mirror():
+    network, images = classifier.Classifier(3, 2).eval(), coloured().images[:8]
+    network.look_at(images)
+    for one, other in zip(network(images), network(images.flip(-1)), strict=True):
+        assert torch.allclose(one, other, atol=1e-6)
+    network.train()
+    assert not torch.allclose(network._seen(images / 255)[0], network._seen(images.flip(-1) / 255)[0])
 
 
 @pytest.mark.parametrize(
@@ -452,11 +473,11 @@ def test_too_little_to_learn_from_is_refused(refuses, images, labels, given):
 def test_the_budget_follows_the_images():
     assert recipe.steps_for(1797, 1) == recipe.FEWEST == 600
     assert recipe.steps_for(60_000, 1) * recipe.BATCH == pytest.approx(2 * 54_000, abs=recipe.BATCH)
-    assert recipe.steps_for(50_000, 3) * recipe.BATCH == pytest.approx(12 * 45_000, abs=recipe.BATCH)
-    assert recipe.steps_for(10**7, 3) == 10_000
+    assert recipe.steps_for(50_000, 3) * recipe.BATCH == pytest.approx(20 * 45_000, abs=recipe.BATCH)
+    assert recipe.steps_for(10**7, 3) == 15_000
     assert not recipe.recipe_for(1).hflip  # a mirrored digit is no digit
     assert recipe.recipe_for(3).hflip
-    assert (recipe.GREY.version, recipe.COLOUR.version) == (2, 3)  # what trains other weights raises its own
+    assert (recipe.GREY.version, recipe.COLOUR.version) == (2, 4)  # what trains other weights raises its own
 
 
 @pytest.mark.slow

@@ -583,3 +583,20 @@ def test_labels_are_drawn_in_the_proportion_of_the_classes():
     counts = torch.bincount(sample_labels(0, range(1000), [30, 0, 70]), minlength=3)
     assert counts[1] == 0
     assert 250 < counts[0] < 350
+
+
+class Canary:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_a_checkpoint_runs_nothing(tmp_path, refuses):
+    torch.save({"config": Canary(tmp_path / "ran")}, tmp_path / "checkpoint.pt")
+    with refuses("damaged", "delete it"):
+        run(tmp_path)
+    assert not (tmp_path / "ran").exists()

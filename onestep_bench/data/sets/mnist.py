@@ -13,6 +13,7 @@ from onestep_bench.store.downloads import fetch
 
 # What the files of a split begin with.
 _STEMS = {"train": "train", "test": "t10k"}
+_LARGEST = 1 << 28  # bytes: five times the largest of them
 
 
 @dataset("mnist")
@@ -58,13 +59,15 @@ def _read_idx(path: Path, ndim: int) -> np.ndarray:
     """A uint8 array of `ndim` axes: two zero bytes, type 8, ndim, big-endian int32 lengths, data."""
     try:
         with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as file:
-            content = file.read()
+            content = file.read(_LARGEST + 1)
     except (OSError, EOFError, zlib.error) as error:
         raise OnestepError(f"cannot read {path}: {error}; delete it and load again to fetch a good copy") from error
     if content[:4] != bytes((0, 0, 8, ndim)) or len(content) < 4 + 4 * ndim:
         raise OnestepError(f"{path} is not an idx file of {ndim}-dimensional bytes (wrong magic number); delete it")
+    if len(content) > _LARGEST:
+        raise OnestepError(f"{path} unpacks to more than {_LARGEST >> 20} MiB; delete it to fetch a good copy")
     shape = np.frombuffer(content, ">i4", ndim, offset=4).tolist()
     expected = 4 + 4 * ndim + int(np.prod(shape, dtype=object))
-    if len(content) != expected:
+    if len(content) != expected or min(shape) < 0:
         raise OnestepError(f"{path} has {len(content)} bytes instead of {expected}; delete it to fetch a good copy")
     return np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(shape).copy()

@@ -4,6 +4,8 @@ A file is a dictionary whose `ema` is a preconditioning that holds a network. Th
 name of class, argument and parameter. GDD's repository is now called D2O, and its preconditioning with it.
 """
 
+import math
+
 import numpy as np
 from torch import Tensor
 
@@ -36,7 +38,10 @@ def released(content: dict) -> Released:
     state: dict[str, Tensor] = {}
     _collect(model, "", state, seen=set(), depth=0)
     boundary = float(precond.state.get("eps", 0.002)) if precond.name in GDD else 0.0
-    native = EDM(float(precond.state.get("sigma_data", 0.5)), boundary)
+    sigma_data = float(precond.state.get("sigma_data", 0.5))
+    if not (0 < sigma_data < math.inf and 0 <= boundary < math.inf):
+        raise OnestepError(f"the preconditioning has sigma_data {sigma_data} and eps {boundary}; fetch the file again")
+    native = EDM(sigma_data, boundary)
     return Released(config, state, native)
 
 

@@ -31,8 +31,9 @@ LOOKED_AT = 5000  # images, for their patches
 class Classifier(nn.Module):
     """A small residual network; its features are the `DIM` units below the class layer.
 
-    Of colour images it sees decorrelated patches, from a first layer that is not trained, and its norms are those of
-    the batch, as in networks that learn CIFAR-10 within ten passes over it (Jordan 2024, arXiv:2404.00498).
+    Of colour images it sees decorrelated patches, from a first layer that is not trained, its norms are those of the
+    batch, and its first filters copy what they see, as in networks that learn CIFAR-10 within ten passes over it
+    (Jordan 2024, arXiv:2404.00498). As a judge it answers with the mean over a colour image and its mirror.
     """
 
     def __init__(self, channels: int, classes: int):
@@ -53,6 +54,13 @@ class Classifier(nn.Module):
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Features (n, DIM) and logits (n, classes) of uint8 or already scaled images (n, c, h, w)."""
         x = to_unit(images) if images.dtype == torch.uint8 else images
+        if self.grey or self.training:
+            return self._seen(x)
+        # A photograph and its mirror image are one thing to it, as they were while it learnt.
+        one, other = self._seen(x), self._seen(x.flip(-1))
+        return (one[0] + other[0]) / 2, (one[1] + other[1]) / 2
+
+    def _seen(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         x = x if self.grey else self._whitened(x)
         for stage in self.stages:
             x = stage(x)
@@ -83,12 +91,14 @@ class _BatchStage(nn.Module):
         self.first = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
         self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
+        # So that later stages see the image from the first step on.
+        nn.init.dirac_(self.first.weight.data[:channels_in])
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.first(x)
         x = functional.max_pool2d(x, 2) if min(x.shape[2:]) > 2 else x
-        x = functional.relu(self.norms[0](x))
-        return x + functional.relu(self.norms[1](self.second(x)))
+        x = functional.silu(self.norms[0](x))
+        return x + functional.silu(self.norms[1](self.second(x)))
 
 
 class _Stage(nn.Module):
@@ -113,8 +123,8 @@ def train(
 ) -> tuple[Classifier, float, LogRow]:
     """A classifier of uint8 images (n, c, h, w) with labels (n,), its accuracy on the tenth held out, its last log row.
 
-    Its rate warms up and falls along a cosine; images are shifted, in colour mirrored too. checkpoint: file from which
-    a killed training goes on, to the same bits.
+    Its rate warms up and falls along a cosine; images are shifted, in colour mirrored and cut too. checkpoint: file
+    from which a killed training goes on, to the same bits.
     Raises OnestepError for fewer than two classes or too few images.
     """
     classes, fewest = int(labels.max()) + 1, 10 * recipe.HELD_OUT
@@ -154,11 +164,11 @@ def _config(images: int, channels: int) -> TrainConfig:
 
 def _fit(network: Classifier, source: Source, config: TrainConfig, checkpoint: Path | None) -> LogRow:
     """Train in place; the last row of the log, whose seconds are those of all resumptions."""
-    shift = recipe.recipe_for(source.images.shape[1]).shift
+    how = recipe.recipe_for(source.images.shape[1])
 
     def objective(batch, draw):
-        _, logits = network(_shifted(batch.images, draw, shift))
-        yield functional.cross_entropy(logits, batch.labels, label_smoothing=0.05), "student"
+        _, logits = network(_cut(batch.images, draw, how.shift, how.sides))
+        yield functional.cross_entropy(logits, batch.labels, label_smoothing=how.smoothing), "student"
 
     with together.bar(total=config.steps * config.batch_size, unit="img", unit_scale=True, desc="classifier") as bar:
         rows = fit(
@@ -177,11 +187,18 @@ def _fit(network: Classifier, source: Source, config: TrainConfig, checkpoint: P
     return row
 
 
-def _shifted(images: torch.Tensor, draw: Draw, parts: int) -> torch.Tensor:
-    """Each image moved by up to one of so many parts of its side, edges repeated."""
-    (height, width), reach = images.shape[2:], images.shape[-1] // parts
+def _cut(images: torch.Tensor, draw: Draw, parts: int, shares: tuple[float, ...] = (1.0,)) -> torch.Tensor:
+    """A square of each image, edges repeated up to one of so many parts of its side; its side is a share of theirs.
+
+    Small squares come first: they cost less, and what they teach holds for larger ones.
+    """
+    share = shares[int(draw.progress * len(shares))]
+    (height, width), reach = (round(share * side) for side in images.shape[2:]), images.shape[-1] // parts
     padded = functional.pad(images, [reach] * 4, mode="replicate")
-    top, left = (draw.integers(side, 0, 2 * reach + 1).reshape(-1, 1) for side in ("top", "left"))
+    top, left = (
+        draw.integers(name, 0, whole - kept + 1).reshape(-1, 1)
+        for name, whole, kept in (("top", padded.shape[2], height), ("left", padded.shape[3], width))
+    )
     down, across = (first + torch.arange(size, device=images.device) for first, size in ((top, height), (left, width)))
     rows = torch.arange(len(images), device=images.device).reshape(-1, 1, 1)
     return padded[rows, :, down[:, :, None], across[:, None, :]].permute(0, 3, 1, 2).contiguous()
