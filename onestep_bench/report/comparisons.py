@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from onestep_bench.errors import OnestepError
 from onestep_bench.report.colours import looks as looks_of
 from onestep_bench.report.drawing import (
+    FAR_BELOW,
     MUTED,
     Looks,
     bars,
@@ -139,8 +140,8 @@ def held_out(
             linestyle="none",
         )
     floors = gaps[["floor_train", "floor_test"]].mean()
-    values = [*gaps["train"], *gaps["test"], *floors]
-    log_scale(axes, values)
+    values = [*gaps["train"], *gaps["test"]]
+    log_scale(axes, values + [floor for floor in floors if floor > min(values) / FAR_BELOW])
     axes.set_xscale("log")
     axes.set_xlim(axes.get_ylim())
     log_labels(axes.xaxis, *axes.get_xlim())
@@ -155,8 +156,9 @@ def held_out(
     runs = f"n = {gaps['runs'].min()}" + (f" to {gaps['runs'].max()}" if gaps["runs"].nunique() > 1 else "")
     caption(
         axes,
-        f"{rows['dataset'].iloc[0]}, {chosen['size'].iloc[0]}. Solid: equal distances. Dotted: what real images of the "
-        f"other split score. Error bars: 95 % t intervals over training runs ({runs}).",
+        f"{rows['dataset'].iloc[0]}, {chosen['size'].iloc[0]}. Solid: equal distances. Dotted, or below the figure: "
+        f"what real images of the other split score ({brief(floors['floor_train'])} and "
+        f"{brief(floors['floor_test'])}). Error bars: 95 % t intervals over training runs ({runs}).",
     )
     return figure
 

@@ -17,7 +17,7 @@ from onestep_bench.report.colours import Look
 from onestep_bench.report.labels import BACK
 from onestep_bench.report.tables import brief
 
-_FAR_BELOW = 3  # times: a floor farther below the best score would take the axis from the scores
+FAR_BELOW = 3  # times: a floor farther below the best score would take the axis from the scores
 INK, MUTED = "0.15", "0.40"
 # A figure is at most 9 inches wide with its names: on a page 900 pixels wide its smallest letters have 10.
 STYLE = {
@@ -106,7 +106,7 @@ def floor_line(axes: Axes, rows: pd.DataFrame) -> list:
 def near_floor(rows: pd.DataFrame, values: Iterable[float]) -> list[float]:
     """The floor, if it is so near to the least of these values that an axis should reach down to it; else nothing."""
     floor = rows["floor"].mean()
-    return [floor] if floor > min(values) / _FAR_BELOW else []
+    return [floor] if floor > min(values) / FAR_BELOW else []
 
 
 def log_scale(axes: Axes, values: Iterable[float]) -> None:

@@ -136,7 +136,7 @@ def test_the_table_bolds_the_best_of_each_column():
     rows = scores()
     html = tables.table(frame([rows[0] | {"recall": None}, *rows[1:]])).to_html()
     bold = html[html.index("<style") : html.index("font-weight")]
-    assert "#T_scores_row0_col6" in bold  # best FID is the first line's
+    assert "#T_scores_row0_col7" in bold  # best FID is the first line's
     assert "SlimFlow" in html[html.index("scores_row0_col0") :][:200]
     assert "–" in html  # not measured
 
