@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and their checksums."""
 
+import errno
 import hashlib
 import json
 import os
@@ -69,6 +70,8 @@ def own_folder(folder: Path) -> None:
 
     One that is there already stays as it is.
     """
+    if folder.parent.is_file():  # which mkdir would call a folder that exists
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(folder.parent))
     folder.parent.mkdir(parents=True, exist_ok=True)
     try:
         folder.mkdir(mode=0o700)

@@ -84,6 +84,8 @@ def fit(
     device = next(nets["student"].parameters()).device
     averages = {**(averages or {}), **({} if ema is None else {config.ema_halflife_kimg: ema})}
     run = Run(nets, averages, config, adams or {}, device)
+    if checkpoint:
+        checkpoint.parent.mkdir(parents=True, exist_ok=True)
     if checkpoint and checkpoint.exists():
         run.load(checkpoint)
     _check_start(run.done)

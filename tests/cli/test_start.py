@@ -19,7 +19,7 @@ from onestep_bench.cli import main
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = ("notebooks", "params")
-DATA = ("report/report.html", "report/published.csv", "scoring/judges/digits.safetensors")
+DATA = ("report/web/report.html", "report/web/page.js", "report/published.csv", "scoring/judges/digits.safetensors")
 
 
 def contents(folder):
