@@ -71,5 +71,8 @@ def test_every_method_trains_and_is_sampled_at_the_shape_of_cifar(name, shaped_l
     asked = teacher if method.needs_teacher else None
     options = TINY.get(name, {}) | {"kimg": 0.016, "batch_size": 8, "conditional": True}
     model = study.train(name, given, teacher=asked, init=teacher, **options)
-    assert study.sample(model, range(2), sampler="push-forward", steps=2).shape == (2, 3, 32, 32)
+    steps = (
+        2 if model.denoiser.path.ratio(torch.tensor(model.denoiser.path.t_max)) > 1 else 1
+    )  # where two steps would meet
+    assert study.sample(model, range(2), sampler="push-forward", steps=steps).shape == (2, 3, 32, 32)
     assert [len(row.losses) for row in model.history]
