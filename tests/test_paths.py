@@ -35,6 +35,18 @@ def test_linear_schedule_is_that_of_ddpm():
     assert alphas_cumprod("linear", 1000)[-1].item() == pytest.approx(4.04e-5, rel=0.01)
 
 
+def test_linear_schedule_of_fewer_levels_ends_as_noisy():
+    """Ho et al.'s betas times 1000/T: of 50 levels from 0.002 to 0.4."""
+    betas = torch.linspace(2e-3, 0.4, 50, dtype=torch.float64)
+    torch.testing.assert_close(alphas_cumprod("linear", 50), (1 - betas).cumprod(0))
+
+
+def test_discrete_paths_are_equal_by_their_levels_and_not_by_their_number():
+    assert VPS["linear"] != VPS["cosine"]
+    assert VPS["linear"] == VP(alphas_cumprod("linear", 64))
+    assert hash(VPS["linear"]) == hash(VP(alphas_cumprod("linear", 64)))
+
+
 def test_cosine_and_sigmoid_schedules_are_their_formulas_up_to_the_clipped_end():
     t = torch.arange(1, 101, dtype=torch.float64) / 100
     cosine = torch.cos((t + 0.008) / 1.008 * math.pi / 2) ** 2 / math.cos(0.008 / 1.008 * math.pi / 2) ** 2
