@@ -10,7 +10,7 @@ import pytest
 import torch
 from two_times import Arrays, Velocity, holds
 
-from onestep_bench.denoiser import Denoiser, Flow, IdealDenoiser, counting, edm_denoiser
+from onestep_bench.denoiser import EDM, Denoiser, Flow, IdealDenoiser, counting, edm_denoiser
 from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod
 from onestep_bench.samplers import (
     SAMPLERS,
@@ -219,6 +219,18 @@ def test_ddim_clips_what_it_predicts(noise):
     assert (ddim(bright, noise, karras_times(4), clip=True) == 1).all()
     assert (sampler("ddim-clip")(bright, noise, karras_times(4)) == 1).all()
     torch.testing.assert_close(ddim(bright, noise, karras_times(4)), torch.full_like(noise, 3.0))
+    dark = IdealDenoiser(torch.full((1, 1, 8, 8), -3.0))
+    assert (sampler("ddim-clip")(dark, noise, karras_times(4)) == -1).all()
+
+
+def test_re_noising_adds_no_noise_that_the_answers_hold_already(noise):
+    """Of a function that is the identity at 0.002, noised again to 0.003: of the variance, what is lacking."""
+    denoiser, fresh = Denoiser(Zero(), EDM(boundary=0.002)), torch.ones_like(noise)
+    first = denoiser(80 * noise.double(), torch.tensor(80.0, dtype=torch.float64), want="x0")
+    level = torch.tensor(0.003, dtype=torch.float64)
+    expected = denoiser(first + (0.003**2 - 0.002**2) ** 0.5 * fresh, level, want="x0")
+    made = sampler("re-noising")(denoiser, noise, torch.tensor([80.0, 0.003, 0.0]), fresh=[fresh])
+    torch.testing.assert_close(made, expected.to(made.dtype), rtol=1e-4, atol=1e-6)
 
 
 def test_one_step_of_an_edm_network_starts_at_80(noise):
