@@ -156,3 +156,11 @@ def test_compiled_networks_drop_the_same_with_gradients_and_without():
         first = net(x)
     torch.testing.assert_close(net(x), first)
     assert not torch.allclose(net(x), first)
+
+
+def test_the_pseudo_huber_distance_takes_its_constant_from_one_image_and_not_from_the_batch():
+    draw = torch.Generator().manual_seed(0)
+    a, b = 0.01 * torch.randn(2, 40, 1, 3, 3, generator=draw, dtype=torch.float64)
+    c = 0.00054 * 9**0.5
+    by_hand = (((a - b) ** 2).sum((1, 2, 3)) + c**2).sqrt() - c
+    torch.testing.assert_close(distance("pseudo-huber")(a, b), by_hand.mean(), rtol=1e-9, atol=0)
