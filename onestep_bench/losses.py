@@ -1,4 +1,4 @@
-"""What losses of several methods share: distances between images, the velocity loss of a flow, a move as a loss."""
+"""What losses of several methods share: distances, the velocity loss of a flow, a move, dropout that recurs."""
 
 import math
 from collections.abc import Callable, Iterator
