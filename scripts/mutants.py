@@ -1,8 +1,8 @@
 """Break the library one line at a time, in a copy, and see which test notices: `make mutants`.
 
 What is broken stands in `mutants.yaml`: by file, a piece of a line as it is and as it becomes, the tests that are to
-notice, and what would be wrong. Those tests pass in the unbroken copy first, since a test that always fails notices
-nothing. Exit code 1 where a mutant survives, where the line that it breaks is gone, or where the tests fail without it.
+notice, and what would be wrong. The one that notices then passes in the unbroken copy, since a test that always fails
+notices nothing. Exit code 1 where a mutant survives, where the line that it breaks is gone, or where that test fails.
 
     python scripts/mutants.py                    # all of them
     python scripts/mutants.py samplers "t inter" # those whose file or description holds one of these texts
@@ -96,7 +96,7 @@ def noticed(folder: Path, tests: str) -> str:
         if process.exitcode == 0:
             return ""
         output = said.read()
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", output, re.MULTILINE)
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.MULTILINE)
     if not found:
         raise ValueError(f"{tests}: pytest ran nothing ({output.strip()[-300:]})")
     return found[1]
@@ -115,19 +115,19 @@ def _pytest(folder: Path, words: list[str], said: str) -> None:
 
 def results(chosen: list[Mutant], folder: Path) -> Iterator[tuple[Mutant, str, float]]:
     """Each mutant, the test that noticed it, '' for a survivor, and the seconds that took."""
-    whole = cache(lambda tests: noticed(folder, tests))
+    fails = cache(lambda test: noticed(folder, shlex.quote(test)))
     for mutant in chosen:
         path = folder / mutant.file
         source = path.read_text(encoding="utf-8")
-        broken = mutant.broken(source)
-        if failing := whole(mutant.tests):
-            raise ValueError(f"{failing} fails in the unbroken copy, and so can notice nothing")
         began = time.monotonic()
         try:
-            path.write_text(broken, encoding="utf-8")
-            yield mutant, noticed(folder, mutant.tests), time.monotonic() - began
+            path.write_text(mutant.broken(source), encoding="utf-8")
+            test = noticed(folder, mutant.tests)
         finally:
             path.write_text(source, encoding="utf-8")
+        if test and fails(test):
+            raise ValueError(f"{test} fails in the unbroken copy, and so can notice nothing")
+        yield mutant, test, time.monotonic() - began
 
 
 def main() -> int:

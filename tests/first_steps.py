@@ -71,7 +71,7 @@ def jobs() -> dict[str, tuple[str, dict]]:
     """{what it is called: (job of `begun`, options)}: every method at its own options and at those of its branches."""
     found = {name: (name, {}) for name in methods.names()}
     for name, branches in BRANCHES.items():
-        found |= {f"{name} {json.dumps(options)}": (name, options) for options in branches}
+        found |= {name + json.dumps(options, separators=",:"): (name, options) for options in branches}
     return found
 
 
