@@ -10,6 +10,7 @@ notices nothing. Exit code 1 where a mutant survives, where the line that it bre
 
 import argparse
 import ast
+import gc
 import importlib
 import multiprocessing
 import os
@@ -34,7 +35,7 @@ LIMIT = 600.0
 KEYS = {"breaks", "line", "becomes", "tests", "equivalent"}
 # What most tests import sooner or later, and nothing of ours.
 LIBRARIES = ("torch._dynamo", "torch.distributed", "pandas", "scipy.stats", "scipy.io", "sklearn.datasets")
-LIBRARIES += ("PIL.Image", "hypothesis", "requests")
+LIBRARIES += ("PIL.Image", "hypothesis", "requests", "nbformat")
 # No bytecode: it is believed by a file's size and second, in both of which a broken one may equal the whole.
 OWN = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
@@ -141,6 +142,7 @@ def main() -> int:
     sys.dont_write_bytecode = True
     for library in LIBRARIES:
         importlib.import_module(library)
+    gc.freeze()  # pytest collects garbage at its end, and would look through all of this each time
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         copied(Path(name))
         try:

@@ -35,7 +35,7 @@ BRANCHES = {
     "easy-consistency-tuning": [{"c": 0.06, "folds": 2, "q": 4.0}],
     "consistency-training": [{"growth": "root", "last": 6, "p_std": 0.0, "weighting": "c-out", "target_decay": 0.0}],
     "meanflow": [
-        {"loss": "improved", "warmup": 0.9, "swap": True},
+        {"loss": "improved", "warmup": 0.5, "swap": True},
         {"loss": "lagrangian", "through": True},
         {"loss": "lagrangian"},
         {"loss": "eulerian"},
