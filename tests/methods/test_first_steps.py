@@ -4,6 +4,7 @@ import json
 
 import first_steps
 import pytest
+import torch
 from ranked import begun
 from torch.nn.modules.module import register_module_forward_pre_hook
 
@@ -56,7 +57,7 @@ def test_what_is_compared_drops_the_same(name):
 
     def look(module, arguments):
         if module is trained["student"]:
-            states.append(tuple(first_steps.torch.get_rng_state().tolist()))
+            states.append(tuple(torch.get_rng_state().tolist()))
 
     rows, trained, _ = begun(name, 1, ALIKE[name], dropout=0.2)
     handle = register_module_forward_pre_hook(look)
@@ -83,3 +84,15 @@ def test_a_target_drops_nothing_and_learns_by_its_average_alone(name):
     list(rows)
     assert not trained["target"].training
     assert not any(parameter.requires_grad for parameter in trained["target"].parameters())
+
+
+@pytest.mark.parametrize("name", ["consistency-distillation", "consistency-training", "shortcut"])
+def test_a_target_moves_once_a_step_however_many_micro_batches_it_has(name):
+    moved = []
+    for accumulate in (1, 2):
+        rows, trained, _ = begun(name, 1, {"accumulate": accumulate})
+        target, *_ = trained["target"].parameters()
+        target.data += 1.0  # apart from the student, towards which it moves
+        list(rows)
+        moved.append(target.clone())
+    torch.testing.assert_close(*moved)
