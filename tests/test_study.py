@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tiny import row as score_row
 
-from onestep_bench import data, models, samplers, study
+from onestep_bench import data, methods, models, samplers, study
 from onestep_bench.denoiser import counting
 from onestep_bench.models import cost, pairing, sampling
 from onestep_bench.paths import VP, alphas_cumprod
@@ -24,6 +24,7 @@ from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundle, bund
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.store.notes import PROGRESS, SCRATCH
 from onestep_bench.training import together
+from onestep_bench.training.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 
@@ -144,6 +145,20 @@ def test_equal_numbers_are_one_recipe(digits, monkeypatch):
     forbid(monkeypatch, "fit")
     study.train("edm", digits, size="0.05M", kimg=1.0, batch_size=500, warmup_kimg=0.0)
     study.train("edm", digits, size="0.05M", kimg=0.7 + 0.2 + 0.1, batch_size=500, warmup_kimg=0)  # 0.99999...
+
+
+@pytest.mark.parametrize("name", ["edm", "meanflow"])
+def test_a_random_start_is_its_seeds_and_no_others(digits, name):
+    method, training = methods.get(name), TrainConfig(1.0)
+    starts = [
+        study._student(method, method.config(), training, digits, "0.01M", [], seed, None, None).net.state_dict()
+        for seed in (0, 0, 1)
+    ]
+    drawn = [key for key, weight in starts[0].items() if weight.ndim > 1 and weight.abs().max() > 0]
+    assert drawn
+    for key in drawn:
+        assert torch.equal(starts[0][key], starts[1][key])
+        assert not torch.equal(starts[0][key], starts[2][key])
 
 
 def test_a_student_starts_from_the_average_of_its_init(digits, teacher):
