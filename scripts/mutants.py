@@ -93,6 +93,7 @@ def noticed(folder: Path, tests: str) -> str:
         process.join(LIMIT)
         if process.is_alive():
             process.kill()
+            process.join()
             raise ValueError(f"{tests}: still running after {LIMIT:.0f} s")
         if process.exitcode == 0:
             return ""
