@@ -509,6 +509,16 @@ def test_a_bundle_says_everything_once(evaluated, teacher, digits):
     json.dumps(evaluated)
 
 
+def test_scores_of_a_snapshot_are_its_own_and_a_padded_batch_counts_no_evaluations(digits, monkeypatch):
+    """40 images of 64 that the network is given: 3 evaluations each, and none for the rest of the batch."""
+    monkeypatch.setattr(sampling, "BATCH", 64)
+    model = study.train("edm", digits, **TINY | SNAPSHOTS)
+    asked = {"label": "EDM", "steps": [2], "sampler": "heun", "seeds": [0], "samples": 40, "features": "pixels"}
+    found = [study.evaluate(one, digits, **asked)["rows"][0] for one in model.snapshots.values()]
+    assert len({row["fid"] for row in found}) == len({row["model"] for row in found}) == 2
+    assert [row["nfe"] for row in found] == [3, 3]
+
+
 def test_a_strip_shows_the_first_samples(evaluated, teacher):
     for strip in evaluated["strips"]:
         shown = Image.open(io.BytesIO(base64.b64decode(strip["png"])))

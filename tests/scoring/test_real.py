@@ -92,3 +92,6 @@ def test_some_of_a_set_that_alternates_are_of_both_kinds():
     assert 80 < int(chosen.sum()) < 120
     assert torch.equal(chosen, judging.some(kinds[:, None].float(), 200))
     assert judging.some(kinds[:, None].float(), 5000).shape == (4000, 1)
+    rows = judging.some(torch.arange(4000.0)[:, None], 200)[:, 0]
+    assert bool((rows.diff() > 0).all())
+    assert rows.max() > 3500  # from all of them, and not the first ones
