@@ -5,8 +5,10 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -102,6 +104,36 @@ def own_temporary() -> Path:
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
         raise OnestepError(f"{folder} is not yours alone; remove it, or set TMPDIR to a folder of yours")
     return folder
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder; on success it is `path`, or fills it if that is an empty folder already.
+
+    On any error nothing is left of it. Raises OnestepError where `path` is there and no empty folder, and when the disk
+    is full or the folder cannot be written.
+    """
+    try:
+        exists = path.exists()
+        if exists and (not path.is_dir() or any(path.iterdir())):
+            raise OnestepError(f"{path} is there already, and is no empty folder; choose another name")
+        # An empty one may be where a shell stands, or a mounted disk: it is filled, not replaced.
+        beside = path if exists else path.absolute().parent
+        beside.mkdir(parents=True, exist_ok=True)
+        temporary = beside / f".new-{uuid.uuid4().hex}"
+        temporary.mkdir()
+        try:
+            yield temporary
+            if not exists:
+                temporary.rename(path)
+                return
+            for entry in sorted(temporary.iterdir()):
+                entry.rename(path / entry.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        why = error.strerror or error
+        raise OnestepError(f"cannot write {path}: {why}; free space or choose another folder") from error
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -340,7 +340,7 @@ def test_an_interrupt_is_one_line_and_exits_with_130(path, monkeypatch, capsys):
 
     monkeypatch.setattr(clusters, "connected", interrupt)
     assert main(["run", path]) == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; run the same command again to go on" in capsys.readouterr().err
 
 
 def test_other_folders_by_option(path, tmp_path, capsys):

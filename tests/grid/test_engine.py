@@ -368,7 +368,7 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
     os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
     output, errors = interrupted.communicate(timeout=300)
     assert interrupted.returncode == 130
-    assert errors == "onestep-bench: interrupted; the same command goes on from here\n"
+    assert errors == "onestep-bench: interrupted; run the same command again to go on\n"
     assert wait(lambda: not any(map(alive, family)))
     assert [file.name for file in grid.executed.iterdir()] == ["first.ipynb"]
     assert {file.suffix for file in (grid.out / ".cells").iterdir()} == {".lock"}
