@@ -21,8 +21,11 @@ jupyter lab                                  # begin with notebooks/tour.ipynb
 onestep-bench --help                         # plan, status and report of a grid; other people's models; the store
 ```
 
-`notebooks/report.ipynb` draws the run with `notebooks = "../reports/quickstart/notebooks"`. Models, pairs and scores
-are kept under `~/.cache/onestep_bench`, or where ONESTEP_STORE says.
+`report.html` opens in any browser; in JupyterLab right-click it, *Open in New Browser Tab*, and open the executed
+notebooks, whose links are refused there, from the folder `executed`. `notebooks/report.ipynb` draws the run with
+`notebooks = "../reports/quickstart/notebooks"`, and `notebooks/explore.ipynb` puts its models under sliders with
+`report = "../reports/quickstart"`. Models, pairs and scores are kept under `~/.cache/onestep_bench`, or where
+ONESTEP_STORE says.
 """
 
 

@@ -64,8 +64,9 @@ def _of_data(model: Model, images: Dataset) -> bool:
 
 def _in_words(model: Model) -> str:
     recipe = model.artifact.recipe
+    name = recipe.get("config", {}).get("variant") or recipe["method"]
     budget = f", {recipe['training']['kimg']:g} kimg" if "training" in recipe else ""  # not of one from elsewhere
-    return f"{recipe['method']} {model.size}{budget}"
+    return f"{name} {model.size}{budget}"
 
 
 def _label(label: str, size: str) -> str:

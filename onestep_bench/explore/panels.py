@@ -18,6 +18,7 @@ from onestep_bench.report import plots
 _AT_ONCE = 3  # models that a panel begins with
 _QUICK = 0.25  # seconds of a drawing that follows a slider; a slower one waits until it is let go
 _EACH = "each its own"  # class, or sampler
+_ANY = -1  # class; a drop-down shows nothing for None
 
 
 def samples(models: Mapping[str, Model], *, sampler: str = OWN, steps: int = 8, seed: int = 0) -> Panel:
@@ -85,7 +86,7 @@ def _panel(
             began = time.monotonic()
             with told(picture):
                 chosen = {name: models[name] for name in chooser.value}
-                values = {name: widget.value for name, widget in asked.items()}
+                values = {name: None if widget.value == _ANY else widget.value for name, widget in asked.items()}
                 picture.value = (
                     table(_each(chosen, drawn, values)) if chosen else alert("no model is chosen; choose one or more")
                 )
@@ -135,7 +136,7 @@ def _walk_controls(widgets, models: Mapping[str, Model], begin: dict) -> dict:
     }
     classes = max(len(model.class_counts) for model in models.values())
     if classes:
-        options = [(_EACH, None), *((str(k), k) for k in range(classes))]
+        options = [(_EACH, _ANY), *((str(k), k) for k in range(classes))]
         controls["label"] = widgets.Dropdown(options=options, description="class")
     return controls
 

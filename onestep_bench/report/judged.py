@@ -19,5 +19,6 @@ def judged_by(rows: pd.DataFrame, *, judge: str = "", split: str = "test", datas
     if own.empty:
         known = rows[["dataset", "features", "split"]].drop_duplicates().sort_values(["dataset", "features", "split"])
         there = "; ".join(f"{name} by {by}, {part}" for name, by, part in known.itertuples(index=False))
-        raise OnestepError(f"there are no scores of {dataset} by {judge!r} against its {split!r} split; there are: {there}")
+        wanted = f"{dataset} by {judge!r} against its {split!r} split"
+        raise OnestepError(f"there are no scores of {wanted}; there are: {there}")
     return own[own["protocol"] == own["protocol"].mode()[0]]

@@ -27,6 +27,7 @@ def test_with_one_it_is_widgets_that_draw_again(tiny_models, looked_at):
     (chooser, asked), picture = panel._shown.children[0].children, panel._shown.children[1]
     by_name = {widget.description: widget for widget in asked.children}
     assert by_name.keys() == {"sampler", "steps", "seed", "class"}
+    assert by_name["class"].label == by_name["sampler"].options[0][0] == "each its own"
     seen = {picture.value}
     for name, value in (("steps", 1), ("seed", 3), ("sampler", "heun"), ("steps", 3)):
         by_name[name].value = value
