@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -28,8 +29,8 @@ from chaos_training import TRAIN
 PIECES = 10  # stages of each kind, so that trainings are spread over the run
 TRAININGS = 20  # cells to one that trains
 KIMG = 6  # of a teacher; of a student a third
-# Between two kills, by the time that a cell which does nothing takes: a few seconds on an idle machine, and on a busy
-# one not so few that no cell could ever end.
+# Between two kills, by the time that cells take: a few seconds on an idle machine, and on a busy one, or where only
+# trainings are left, not so few that no cell could ever end.
 PAUSE = (1.0, 3.0)
 WEIGHTS = {"kernel": 5, "papermill": 4, "worker": 3, "runner": 1, "scheduler": 1}
 GENTLE = {"kernel": 1, "papermill": 1}
@@ -37,6 +38,7 @@ GENTLE = {"kernel": 1, "papermill": 1}
 TWO, OWN, LAST = 0.3, 0.55, 0.75
 SETTLED = 10.0  # seconds from the start of a process to the first sample that its growth is counted from
 FILES, MEMORY = 20, 100e6  # that a process may grow by
+KEPT = Path("reports/soak/log")  # what the runs told, if a promise is broken
 
 
 def write_grid(folder: Path, cells: int) -> dict[str, tuple[str, int]]:
@@ -101,9 +103,10 @@ class Soak:
         self.stop()
 
     def pace(self) -> float:
-        """Seconds of a cell that does nothing, as of late."""
-        tiny = sorted((self.folder / "out/notebooks").glob("tiny*.ipynb"), key=lambda path: path.stat().st_mtime)
-        return median([stamp(path)["seconds"] for path in tiny[-9:]] or [3.0])
+        """Seconds of a cell, as of late."""
+        done = [path for path in (self.folder / "out/notebooks").glob("*.ipynb") if ".failed" not in path.name]
+        done.sort(key=lambda path: path.stat().st_mtime)
+        return median([stamp(path)["seconds"] for path in done[-9:]] or [3.0])
 
     def clock(self) -> float:
         """Seconds since the start."""
@@ -195,8 +198,11 @@ class Soak:
         self.kills[kind] += 1
 
     def sample(self) -> None:
-        """Note memory and open files of what lives long."""
-        for kind, processes in family(self.folder).items():
+        """Note memory and open files of what lives long, while cells are executed: a report wants its own."""
+        found = family(self.folder)
+        if not found["papermill"]:
+            return
+        for kind, processes in found.items():
             for process in processes if kind in ("runner", "scheduler", "worker") else ():
                 try:
                     numbers = process.memory_info().rss, process.num_fds()
@@ -257,7 +263,9 @@ def main() -> int:
         loads = f"load {busy:.1f} before, {os.getloadavg()[0]:.1f} at the end"
         print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {loads}")
         if broken:
-            print((folder / "log").read_text(errors="replace")[-3000:])
+            KEPT.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "log", KEPT)
+            print(f"what the runs told: {KEPT}")
     print(f"soak: {'BROKEN: ' + ', '.join(broken) if broken else 'every promise held'}")
     return 1 if broken else 0
 
