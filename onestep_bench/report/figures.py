@@ -36,7 +36,7 @@ from onestep_bench.report.tables import brief, drawable, is_teacher, large, mill
 PUBLISHED = Path(__file__).with_name("published.csv")
 
 _CLAIMED = "0.55"
-_NAMED = 8  # series that one figure has room to name at their points
+_NAMED = 6  # series that one figure has room to name at their points, between error bars
 _CURVES = 12  # curves over steps that the eye can follow; of more, each model has a row of its own
 _MANY = 14  # series that one figure can hold; of more, one size of each label is drawn
 _APART = (0.0, 0.03, -0.03, 0.06, -0.06)  # by which shares of the axis points at one place step aside
