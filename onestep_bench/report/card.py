@@ -76,7 +76,7 @@ def _scores(told: dict, rows: list[dict]) -> list[dict]:
                 and tuple(row[key] for key in _PLACE) == place
                 and row["size"] == found[0]["size"]
             ):
-                runs[row["model"]].append(float(row["fid"]))  # in JSON a diverged one is 'nan'
+                runs[row["model"]].append(float(row["fid"]))  # JSON has no NaN: kernels write 'nan'
         bounds = interval([np.mean(values) for values in runs.values()])
         fids = [float(row["fid"]) for row in found]
         lines.append(found[0] | {"fid": float(np.mean(fids)), "seeds": len(fids), "runs": len(runs), "bounds": bounds})
@@ -100,8 +100,8 @@ _HEADINGS = (
 def _cells(line: dict) -> tuple:
     low, high = line["bounds"]
     over = f"{low:.4g} to {high:.4g} ({line['runs']} runs)" if np.isfinite(low) else "one run"
-    floor = "" if line["floor"] is None else f"{float(line['floor']):.4g}"
-    shown = (line["dataset"], line["split"], line["features"], line["sampler"], line["steps"], f"{line['nfe']:g}")
+    floor, nfe = ("" if line[name] is None else f"{float(line[name]):.4g}" for name in ("floor", "nfe"))
+    shown = (line["dataset"], line["split"], line["features"], line["sampler"], line["steps"], nfe)
     return (*shown, line["samples"], f"{line['fid']:.4g}", floor, over)
 
 

@@ -219,7 +219,7 @@ def test_a_folder_of_executed_notebooks_is_reported_too(tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").exists()
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 2
-    assert "holds no executed notebooks" in capsys.readouterr().err
+    assert "holds neither executed notebooks nor a results.csv" in capsys.readouterr().err
 
 
 def test_failed_cells_exit_with_1(path, capsys, pretend):
