@@ -28,6 +28,8 @@ import psutil
 import yaml
 from distributed import Client, Security
 
+from onestep_bench.store.notes import SCRATCH
+
 HOUSE = Path(__file__).parent.parent
 HOST = socket.gethostname().split(".")[0]
 PATIENCE = 180.0  # seconds for daemons and jobs to start
@@ -138,7 +140,8 @@ def job_at_work(folder: Path) -> str:
             words, settings = process.cmdline(), process.environ()
         except psutil.Error:
             continue
-        if "onestep_bench.grid.execution" in words and words[-1].startswith(str(folder)) and "SLURM_JOB_ID" in settings:
+        ours = settings.get(SCRATCH, "").startswith(str(folder))
+        if ours and "onestep_bench.grid.execution" in words and "SLURM_JOB_ID" in settings:
             return settings["SLURM_JOB_ID"]
     return ""
 
