@@ -209,9 +209,10 @@ class Soak:
         self.kills[kind] += 1
 
     def sample(self) -> None:
-        """Note memory and open files of what lives long."""
-        for kind, processes in family(self.folder).items():
-            for process in processes if kind in ("runner", "scheduler", "worker") else ():
+        """Note memory and open files of what lives long, while workers are there: for its report a runner grows."""
+        found = family(self.folder)
+        for kind in ("runner", "scheduler", "worker") if "worker" in found else ():
+            for process in found.get(kind, ()):
                 try:
                     numbers = process.memory_info().rss, process.num_fds()
                 except psutil.NoSuchProcess:
@@ -251,6 +252,12 @@ def overhead(folder: Path, slots: int = 2) -> list[tuple[float, float]]:
     return found
 
 
+def complaints(log: list[str]) -> list[str]:
+    """Of the runs' output: what stands round each traceback, and the end."""
+    starts = [number for number, line in enumerate(log) if "Traceback" in line]
+    return [line for start in starts for line in ["...", *log[max(0, start - 3) : start + 40]]] + ["...", *log[-40:]]
+
+
 def main() -> int:
     """Run it; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -272,7 +279,7 @@ def main() -> int:
         loads = f"load {busy:.1f} before, {os.getloadavg()[0]:.1f} at the end"
         print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {loads}")
         if broken:
-            print((folder / "log").read_text(errors="replace")[-3000:])
+            print("\n".join(complaints((folder / "log").read_text(errors="replace").splitlines())))
     print(f"soak: {'BROKEN: ' + ', '.join(broken) if broken else 'every promise held'}")
     return 1 if broken else 0
 

@@ -86,7 +86,10 @@ def _client(address: object, credentials: Security | None = None) -> Iterator[Cl
         client = Client(address, timeout=_TIMEOUT, set_as_default=False, security=credentials)
     except (OSError, ValueError) as error:
         if credentials:
-            raise OnestepError(f"no scheduler at {address} answers to your certificate; see Dask's `tls`") from error
+            raise OnestepError(
+                f"no scheduler at {address} answers to your certificate: none runs there, or it trusts others; "
+                "see Dask's `tls`"
+            ) from error
         raise OnestepError(f"no scheduler answers at {address}; start one with `dask scheduler`") from error
     try:
         client.register_plugin(Devices())
@@ -110,16 +113,19 @@ def _local(gpus: int, workers: int | None, *, insecure: bool, dashboard: bool) -
     for spec in specs.values():
         # Not below /tmp/dask-scratch-space, which is whoever's came first.
         spec["options"] |= {"security": own, "local_directory": str(own_temporary())}
-    with (
-        dask.config.set(_CALM),
-        SpecCluster(
-            workers=specs,
-            scheduler={"cls": Scheduler, "options": scheduler},
-            security=own,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):
+    options = {"workers": specs, "scheduler": {"cls": Scheduler, "options": scheduler}, "security": own}
+    with dask.config.set(_CALM), _started(options) as cluster:
         yield cluster
+
+
+def _started(options: dict) -> SpecCluster:
+    try:
+        return SpecCluster(**options, silence_logs=logging.CRITICAL)
+    except RuntimeError as error:
+        raise OnestepError(
+            f"a worker of {len(options['workers'])} was ended as it started, for want of memory perhaps; "
+            "run again, or with fewer --workers"
+        ) from error
 
 
 def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None) -> dict:

@@ -175,3 +175,12 @@ def test_examples_for_slurm_make_job_scripts():
             script = cluster.job_script()
         assert f"--cpus-per-task={document['arguments']['job_cpu']}" in script
         assert f"--nthreads {document['arguments']['cores']}" in script
+
+
+def test_a_worker_that_is_ended_as_it_starts_is_one_line(tmp_path, monkeypatch, refuses):
+    def ended(**_):
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(clusters, "SpecCluster", ended)
+    with refuses("a worker of 3 was ended as it started", "--workers"), connected(1, shared=tmp_path, workers=3):
+        pass
