@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -74,14 +74,15 @@ def connected(
     here = _described(cluster, shared, **how) if cluster else _local(gpus, workers, **how)
     # Without a dashboard the port has nothing to tell; its other pages do no harm, but name cells and files.
     silent = {} if dashboard else {"distributed.scheduler.http.routes": []}
-    with dask.config.set(_FREEZE | silent), here as started, _client(started) as client:
-        if not cluster:
-            client.register_plugin(OwnSession())
+    further = () if cluster else (OwnSession(),)
+    with dask.config.set(_FREEZE | silent), here as started, _client(started, plugins=further) as client:
         yield client
 
 
 @contextmanager
-def _client(address: object, credentials: Security | None = None) -> Iterator[Client]:
+def _client(
+    address: object, credentials: Security | None = None, *, plugins: Iterable[WorkerPlugin] = ()
+) -> Iterator[Client]:
     try:
         client = Client(address, timeout=_TIMEOUT, set_as_default=False, security=credentials)
     except (OSError, ValueError) as error:
@@ -92,11 +93,19 @@ def _client(address: object, credentials: Security | None = None) -> Iterator[Cl
             ) from error
         raise OnestepError(f"no scheduler answers at {address}; start one with `dask scheduler`") from error
     try:
-        client.register_plugin(Devices())
-        client.register_plugin(Inside())
+        _equip(client, [Devices(), Inside(), *plugins])
         yield client
     finally:
         client.close()
+
+
+def _equip(client: Client, plugins: Iterable[WorkerPlugin]) -> None:
+    """Every worker is told at once, so the death of one is heard here."""
+    try:
+        for plugin in plugins:
+            client.register_plugin(plugin)
+    except OSError as error:
+        raise OnestepError(f"lost the scheduler or a worker as the run began ({error}); run again") from error
 
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
