@@ -12,6 +12,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -30,8 +31,8 @@ from distributed import Security
 PIECES = 10  # stages of each kind, so that trainings are spread over the run
 TRAININGS = 20  # cells to one that trains
 KIMG = 6  # of a teacher; of a student a third
-# Between two kills, by the time that a cell which does nothing takes: a few seconds on an idle machine, and on a busy
-# one not so few that no cell could ever end.
+# Between two kills, by the time that cells take: a few seconds on an idle machine, and on a busy one, or where only
+# trainings are left, not so few that no cell could ever end.
 PAUSE = (1.0, 3.0)
 WEIGHTS = {"kernel": 5, "papermill": 4, "worker": 3, "runner": 1, "scheduler": 1}
 GENTLE = {"kernel": 1, "papermill": 1}
@@ -39,6 +40,7 @@ GENTLE = {"kernel": 1, "papermill": 1}
 TWO, OWN, LAST = 0.3, 0.55, 0.75
 SETTLED = 10.0  # seconds from the start of a process to the first sample that its growth is counted from
 FILES, MEMORY = 20, 100e6  # that a process may grow by
+KEPT = Path("reports/soak/log")  # what the runs told, if a promise is broken
 
 
 def write_grid(folder: Path, cells: int) -> dict[str, tuple[str, int]]:
@@ -115,9 +117,10 @@ class Soak:
         self.stop()
 
     def pace(self) -> float:
-        """Seconds of a cell that does nothing, as of late."""
-        tiny = sorted((self.folder / "out/notebooks").glob("tiny*.ipynb"), key=lambda path: path.stat().st_mtime)
-        return median([stamp(path)["seconds"] for path in tiny[-9:]] or [3.0])
+        """Seconds of a cell, as of late."""
+        done = [path for path in (self.folder / "out/notebooks").glob("*.ipynb") if ".failed" not in path.name]
+        done.sort(key=lambda path: path.stat().st_mtime)
+        return median([stamp(path)["seconds"] for path in done[-9:]] or [3.0])
 
     def clock(self) -> float:
         """Seconds since the start."""
@@ -209,10 +212,12 @@ class Soak:
         self.kills[kind] += 1
 
     def sample(self) -> None:
-        """Note memory and open files of what lives long, while workers are there: for its report a runner grows."""
+        """Note memory and open files of what lives long, while cells are executed: a report wants its own."""
         found = family(self.folder)
-        for kind in ("runner", "scheduler", "worker") if "worker" in found else ():
-            for process in found.get(kind, ()):
+        if not found["papermill"]:
+            return
+        for kind, processes in found.items():
+            for process in processes if kind in ("runner", "scheduler", "worker") else ():
                 try:
                     numbers = process.memory_info().rss, process.num_fds()
                 except psutil.NoSuchProcess:
@@ -252,12 +257,6 @@ def overhead(folder: Path, slots: int = 2) -> list[tuple[float, float]]:
     return found
 
 
-def complaints(log: list[str]) -> list[str]:
-    """Of the runs' output: what stands round each traceback, and the end."""
-    starts = [number for number, line in enumerate(log) if "Traceback" in line]
-    return [line for start in starts for line in ["...", *log[max(0, start - 3) : start + 40]]] + ["...", *log[-40:]]
-
-
 def main() -> int:
     """Run it; the exit code."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -279,7 +278,9 @@ def main() -> int:
         loads = f"load {busy:.1f} before, {os.getloadavg()[0]:.1f} at the end"
         print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {loads}")
         if broken:
-            print("\n".join(complaints((folder / "log").read_text(errors="replace").splitlines())))
+            KEPT.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "log", KEPT)
+            print(f"what the runs told: {KEPT}")
     print(f"soak: {'BROKEN: ' + ', '.join(broken) if broken else 'every promise held'}")
     return 1 if broken else 0
 
