@@ -61,7 +61,7 @@ faults: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/faults.py
 	$(BIN)/python scripts/shared_store.py
 
-# A SLURM of its own on this machine runs the quickstart grid with two jobs, one of which is cancelled in the middle.
+# A SLURM of its own on this machine runs the quickstart's stages with two jobs, one of which is cancelled in the middle.
 # Needs `apt-get install slurm-wlm munge`.
 slurm: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'
