@@ -132,7 +132,7 @@ def _started(options: dict) -> SpecCluster:
         return SpecCluster(**options, silence_logs=logging.CRITICAL)
     except RuntimeError as error:
         raise OnestepError(
-            f"a worker of {len(options['workers'])} was ended as it started, for want of memory perhaps; "
+            f"{len(options['workers'])} workers could not be started ({error}), for want of memory perhaps; "
             "run again, or with fewer --workers"
         ) from error
 

@@ -183,7 +183,7 @@ def test_a_worker_that_is_ended_as_it_starts_is_one_line(tmp_path, monkeypatch, 
         raise RuntimeError("Nanny failed to start.")
 
     monkeypatch.setattr(clusters, "SpecCluster", ended)
-    with refuses("a worker of 3 was ended as it started", "--workers"), connected(1, shared=tmp_path, workers=3):
+    with refuses("3 workers could not be started (Nanny failed", "--workers"), connected(1, shared=tmp_path, workers=3):
         pass
 
 
