@@ -56,7 +56,7 @@ soak: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/soak.py $(SOAK)
 
 # Full disks, removed folders, a clock set back, a frozen worker; then three users at one store, of whom two share a group.
-# Needs root for small disks and for users, and `apt-get install faketime`.
+# Needs root, for small disks and for users.
 faults: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/faults.py
 	$(BIN)/python scripts/shared_store.py
