@@ -56,11 +56,13 @@ fuzz: .venv/ready
 soak: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/soak.py $(SOAK)
 
-# Full disks, removed folders, a clock set back, a frozen worker. Needs root for small disks, and `apt-get install faketime`.
+# Full disks, removed folders, a clock set back, a frozen worker; then three users at one store, of whom two share a group.
+# Needs root, for small disks and for users.
 faults: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/faults.py
+	$(BIN)/python scripts/shared_store.py
 
-# A SLURM of its own on this machine runs the quickstart grid with two jobs, one of which is cancelled in the middle.
+# A SLURM of its own on this machine runs the quickstart's stages with two jobs, one of which is cancelled in the middle.
 # Needs `apt-get install slurm-wlm munge`.
 slurm: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'

@@ -2,8 +2,9 @@
 
 `make soak` runs it: half an hour on two cores, or until the grid is done. Most cells do nothing, one in twenty trains
 with checkpoints. First one run on two workers; then two runs at once, on a worker each; then a run on a scheduler and
-workers of their own; at last one run of which only cells and kernels are killed, so that it lives long enough to see
-what grows. Whatever is killed, or ends with cells missing, is started again. Exits with 1 if a promise is broken.
+workers of their own, with the user's certificate; at last one run of which only cells and kernels are killed, so that
+it lives long enough to see what grows. Whatever is killed, or ends with cells missing, is started again. Exits with 1
+if a promise is broken.
 """
 
 import argparse
@@ -25,6 +26,7 @@ from statistics import median
 import psutil
 from chaos_grid import environment, family, outliving, start, write_notebook
 from chaos_training import TRAIN
+from distributed import Security
 
 PIECES = 10  # stages of each kind, so that trainings are spread over the run
 TRAININGS = 20  # cells to one that trains
@@ -59,6 +61,18 @@ def write_grid(folder: Path, cells: int) -> dict[str, tuple[str, int]]:
             trainings[f"{method}{seed}"] = (method, seed)
     (folder / "soak.yaml").write_text("\n".join(lines) + "\n")
     return trainings
+
+
+def own_certificate(folder: Path) -> dict[str, str]:
+    """A certificate that is its own authority, and its key, as a user tells Dask of them: environment variables."""
+    own = Security.temporary()
+    told = {"CA_FILE": own.tls_ca_file}
+    for role in ("CLIENT", "SCHEDULER", "WORKER"):
+        told |= {f"{role}__CERT": own.tls_client_cert, f"{role}__KEY": own.tls_client_key}
+    folder.mkdir(mode=0o700)
+    for name, text in told.items():
+        (folder / name).write_text(text)
+    return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(folder / name) for name in told}
 
 
 def undisturbed(folder: Path, trainings: dict[str, tuple[str, int]]) -> dict[str, str]:
@@ -148,7 +162,7 @@ class Soak:
             self.runs.remove(run)
         where = ["--workers", "2" if self.part != "two runs" else "1"]
         if self.part == "own scheduler":
-            where = ["--scheduler", self.scheduler(), "--insecure"]
+            where = ["--scheduler", self.scheduler()]
         while len(self.runs) < (2 if self.part == "two runs" else 1) and not (self.ends[0] and not self.runs):
             self.runs.append(self.run(where))
 
@@ -166,8 +180,8 @@ class Soak:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
-        words = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+        self.address = f"tls://127.0.0.1:{port}"
+        words = ["scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
         worker = ["worker", self.address, "--nthreads", "1", "--no-dashboard", "--death-timeout", "30"]
         self.cluster = [self.dask(words), self.dask(worker), self.dask(worker)]
         return self.address
@@ -254,6 +268,7 @@ def main() -> int:
         folder = Path(name)
         os.environ |= {"ONESTEP_CHECKPOINT_SECONDS": "0.2", "TMPDIR": str(folder / "tmp"), "TQDM_DISABLE": "1"}
         (folder / "tmp").mkdir()
+        os.environ |= own_certificate(folder / "certificate")
         trainings = write_grid(folder, options.cells)
         expected = undisturbed(folder, trainings)
         print(f"{len(expected)} trainings, undisturbed: done", flush=True)
@@ -312,7 +327,7 @@ def tell(soak: Soak, cells: int, expected: dict[str, str]) -> list[str]:
             )
             for kind, s, a, b, f, g in growth
         ),
-        ("temporary folders left", str(len(list((folder / "tmp").glob("onestep-*"))))),
+        ("temporary folders of cells left", str(len(list((folder / "tmp").glob(f"onestep-*/{'?' * 16}"))))),
         ("orphans left", str(soak.orphans)),
     ]
     for name, text in rows:
