@@ -1,8 +1,8 @@
 """Break the library one line at a time, in a copy, and see which test notices: `make mutants`.
 
 What is broken stands in `mutants.yaml`: by file, a piece of a line as it is and as it becomes, the tests that are to
-notice, and what would be wrong. Those tests pass in the unbroken copy first, since a test that always fails notices
-nothing. Exit code 1 where a mutant survives, where the line that it breaks is gone, or where the tests fail without it.
+notice, and what would be wrong. The one that notices then passes in the unbroken copy, since a test that always fails
+notices nothing. Exit code 1 where a mutant survives, where the line that it breaks is gone, or where that test fails.
 
     python scripts/mutants.py                    # all of them
     python scripts/mutants.py samplers "t inter" # those whose file or description holds one of these texts
@@ -10,6 +10,9 @@ nothing. Exit code 1 where a mutant survives, where the line that it breaks is g
 
 import argparse
 import ast
+import gc
+import importlib
+import multiprocessing
 import os
 import re
 import shlex
@@ -22,6 +25,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import pytest
 import yaml
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -29,6 +33,11 @@ LIST = REPOSITORY / "scripts" / "mutants.yaml"
 # A broken loop may never end; a test that takes so long tells nothing either way.
 LIMIT = 600.0
 KEYS = {"breaks", "line", "becomes", "tests", "equivalent"}
+# What most tests import sooner or later, and nothing of ours.
+LIBRARIES = ("torch._dynamo", "torch.distributed", "pandas", "scipy.stats", "scipy.io", "sklearn.datasets")
+LIBRARIES += ("PIL.Image", "hypothesis", "requests", "nbformat")
+# No bytecode: it is believed by a file's size and second, in both of which a broken one may equal the whole.
+OWN = {"PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
 
 
 @dataclass(frozen=True)
@@ -76,44 +85,51 @@ def copied(folder: Path) -> None:
 def noticed(folder: Path, tests: str) -> str:
     """The first test that fails in the copy, '' if all pass. Raises ValueError where none can be run."""
     notebooks = ["--nbval"] if ".ipynb" in tests else []
-    words = ["-m", "pytest", "-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow"]
-    # No bytecode: it is believed by a file's size and second, in both of which a broken one may equal the whole.
-    own = {"PYTHONPATH": str(folder), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "TQDM_DISABLE": "1"}
-    own["ONESTEP_STORE"] = str(folder / ".store")
-    try:
-        done = subprocess.run(
-            [sys.executable, *words, *notebooks, *shlex.split(tests)],
-            cwd=folder,
-            env=os.environ | own,
-            capture_output=True,
-            text=True,
-            timeout=LIMIT,
-        )
-    except subprocess.TimeoutExpired:
-        raise ValueError(f"{tests}: still running after {LIMIT:.0f} s") from None
-    if done.returncode == 0:
-        return ""
-    found = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
+    words = ["-x", "-q", "-rfE", "--tb=no", "-p", "no:cacheprovider", "-m", "not slow", *notebooks, *shlex.split(tests)]
+    with tempfile.NamedTemporaryFile("r", encoding="utf-8") as said:
+        # A fork has imported already what takes longer to import than most of these tests to run.
+        process = multiprocessing.get_context("fork").Process(target=_pytest, args=(folder, words, said.name))
+        process.start()
+        process.join(LIMIT)
+        if process.is_alive():
+            process.kill()
+            process.join()
+            raise ValueError(f"{tests}: still running after {LIMIT:.0f} s")
+        if process.exitcode == 0:
+            return ""
+        output = said.read()
+    found = re.search(r"^(?:FAILED|ERROR) (.+?)(?: - |$)", output, re.MULTILINE)
     if not found:
-        raise ValueError(f"{tests}: pytest ran nothing ({(done.stdout + done.stderr).strip()[-300:]})")
+        raise ValueError(f"{tests}: pytest ran nothing ({output.strip()[-300:]})")
     return found[1]
+
+
+def _pytest(folder: Path, words: list[str], said: str) -> None:
+    """Run pytest in the copy and end with its exit code; what it says goes into a file."""
+    descriptor = os.open(said, os.O_WRONLY)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.chdir(folder)
+    sys.path.insert(0, str(folder))
+    os.environ |= {"PYTHONPATH": str(folder), "ONESTEP_STORE": str(folder / ".store")}
+    sys.exit(pytest.main(words))
 
 
 def results(chosen: list[Mutant], folder: Path) -> Iterator[tuple[Mutant, str, float]]:
     """Each mutant, the test that noticed it, '' for a survivor, and the seconds that took."""
-    whole = cache(lambda tests: noticed(folder, tests))
+    fails = cache(lambda test: noticed(folder, shlex.quote(test)))
     for mutant in chosen:
         path = folder / mutant.file
         source = path.read_text(encoding="utf-8")
-        broken = mutant.broken(source)
-        if failing := whole(mutant.tests):
-            raise ValueError(f"{failing} fails in the unbroken copy, and so can notice nothing")
         began = time.monotonic()
         try:
-            path.write_text(broken, encoding="utf-8")
-            yield mutant, noticed(folder, mutant.tests), time.monotonic() - began
+            path.write_text(mutant.broken(source), encoding="utf-8")
+            test = noticed(folder, mutant.tests)
         finally:
             path.write_text(source, encoding="utf-8")
+        if test and fails(test):
+            raise ValueError(f"{test} fails in the unbroken copy, and so can notice nothing")
+        yield mutant, test, time.monotonic() - began
 
 
 def main() -> int:
@@ -123,6 +139,11 @@ def main() -> int:
     texts = parser.parse_args().texts
     known = [one for one in mutants() if not texts or any(text in f"{one.file} {one.breaks}" for text in texts)]
     survivors = 0
+    os.environ |= OWN
+    sys.dont_write_bytecode = True
+    for library in LIBRARIES:
+        importlib.import_module(library)
+    gc.freeze()  # pytest collects garbage at its end, and would look through all of this each time
     with tempfile.TemporaryDirectory(prefix="mutants-") as name:
         copied(Path(name))
         try:

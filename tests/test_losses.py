@@ -164,3 +164,11 @@ def test_the_pseudo_huber_distance_takes_its_constant_from_one_image_and_not_fro
     c = 0.00054 * 9**0.5
     by_hand = (((a - b) ** 2).sum((1, 2, 3)) + c**2).sqrt() - c
     torch.testing.assert_close(distance("pseudo-huber")(a, b), by_hand.mean(), rtol=1e-9, atol=0)
+
+
+def test_a_move_against_a_direction_has_it_as_its_gradient(pair):
+    x, direction = pair[0].clone().requires_grad_(True), pair[1]
+    loss = losses.moved(x, direction)
+    assert loss.item() == pytest.approx((direction**2).mean().item() / 2)
+    loss.backward()
+    torch.testing.assert_close(x.grad, direction / x.numel(), rtol=1e-4, atol=1e-8)

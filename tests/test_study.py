@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from tiny import row as score_row
 
-from onestep_bench import data, models, samplers, study
+from onestep_bench import data, methods, models, samplers, study
 from onestep_bench.denoiser import counting
 from onestep_bench.models import cost, pairing, sampling
 from onestep_bench.paths import VP, alphas_cumprod
@@ -24,6 +24,7 @@ from onestep_bench.scoring.rows import FIELDS, MEASURED, QUALITIES, bundle, bund
 from onestep_bench.seeds import sample_labels, sample_noise
 from onestep_bench.store.notes import PROGRESS, SCRATCH
 from onestep_bench.training import together
+from onestep_bench.training.config import TrainConfig
 
 pytestmark = pytest.mark.usefixtures("store_folder")
 
@@ -144,6 +145,18 @@ def test_equal_numbers_are_one_recipe(digits, monkeypatch):
     forbid(monkeypatch, "fit")
     study.train("edm", digits, size="0.05M", kimg=1.0, batch_size=500, warmup_kimg=0.0)
     study.train("edm", digits, size="0.05M", kimg=0.7 + 0.2 + 0.1, batch_size=500, warmup_kimg=0)  # 0.99999...
+
+
+@pytest.mark.parametrize("name", ["edm", "meanflow"])
+def test_a_random_start_is_its_seeds_and_no_others(digits, name):
+    method, training = methods.get(name), TrainConfig(1.0)
+    asked = (method, method.config(), training, digits, "0.01M", [])
+    starts = [dict(study._student(*asked, seed, None, None).net.named_parameters()) for seed in (0, 0, 1)]
+    drawn = [key for key, weight in starts[0].items() if weight.ndim > 1 and weight.any()]
+    assert drawn
+    for key in drawn:
+        assert torch.equal(starts[0][key], starts[1][key])
+        assert not torch.equal(starts[0][key], starts[2][key])
 
 
 def test_a_student_starts_from_the_average_of_its_init(digits, teacher):
@@ -494,6 +507,16 @@ def test_a_bundle_says_everything_once(evaluated, teacher, digits):
         assert all(math.isfinite(judged[name]) for name in QUALITIES if judged[name] is not None)
     assert row["warning"].startswith("64 samples cannot span 64 features")
     json.dumps(evaluated)
+
+
+def test_scores_of_a_snapshot_are_its_own_and_a_padded_batch_counts_no_evaluations(digits, monkeypatch):
+    """40 images of 64 that the network is given: 3 evaluations each, and none for the rest of the batch."""
+    monkeypatch.setattr(sampling, "BATCH", 64)
+    model = study.train("edm", digits, **TINY | SNAPSHOTS)
+    asked = {"label": "EDM", "steps": [2], "sampler": "heun", "seeds": [0], "samples": 40, "features": "pixels"}
+    found = [study.evaluate(one, digits, **asked)["rows"][0] for one in model.snapshots.values()]
+    assert len({row["fid"] for row in found}) == len({row["model"] for row in found}) == 2
+    assert [row["nfe"] for row in found] == [3, 3]
 
 
 def test_a_strip_shows_the_first_samples(evaluated, teacher):

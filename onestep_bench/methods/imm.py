@@ -36,6 +36,7 @@ def log_snr(t: Tensor) -> Tensor:
 def nearer_level(t: Tensor, s: Tensor, low: float, high: float, k: float) -> Tensor:
     """r(s, t) = max(s, eta^-1(eta(t) - (eta(high) - eta(low)) / 2^k)), eta = t / (1 - t): in the precision of t."""
     ratio = t / (1 - t) - (high / (1 - high) - low / (1 - low)) * 2.0**-k
+    ratio = ratio.clamp(min=0)  # of a step longer than the way to 0, whose level would else lie beyond 1
     return torch.maximum(s, ratio / (1 + ratio))
 
 

@@ -423,6 +423,7 @@ def test_damaged_idx_files_are_named(tmp_path):
         (gzip.compress(idx(LABELS)), "train-images.* is not an idx file of 3-dimensional"),
         (gzip.compress(b""), "train-images.* is not an idx file"),
         (gzip.compress(idx(IMAGES)[:-1]), "train-images.* has 3935 bytes instead of 3936"),
+        (gzip.compress(idx(IMAGES) + b"1"), "train-images.* has 3937 bytes instead of 3936"),
         (gzip.compress(idx(IMAGES[:4])), "mnist has 4 images but 5 labels"),
     ]:
         (tmp_path / f"{IMAGE_FILE}.gz").write_bytes(content)

@@ -9,6 +9,7 @@ import struct
 import subprocess
 import sys
 import zipfile
+import zlib
 from collections import OrderedDict
 
 import numpy as np
@@ -272,6 +273,27 @@ def test_claims_cost_no_memory(tmp_path):
     *lines, grown = told.stdout.splitlines()
     assert lines == [f"{name} refused" for name in sorted(contents)]
     assert int(grown.split()[1]) < 64  # MiB
+
+
+def test_what_a_tensor_has_not_is_refused_where_it_claims_it(tmp_path, refuses):
+    with refuses("strides.pkl", "claims more than it has"):
+        pickles.read(written(tmp_path / "strides.pkl", claims(tmp_path)["strides.pkl"]))
+
+
+def test_an_entry_that_is_compressed_is_refused_though_it_be_no_smaller(tmp_path, refuses):
+    """As no bomb would be; but what is said of one holds of all."""
+    grown = (bytes(range(40)) + b"a" * count for count in range(1, 60))
+    same = next(content for content in grown if _deflated(content) == len(content))
+    with refuses("bomb.pth", "is compressed, as torch.save never does"):
+        pickles.read(written(tmp_path / "bomb.pth", claims(tmp_path)["bomb.pth"]))
+    zipped = zip_of(tmp_path / "same", {"archive/data.pkl": same}, compression=zipfile.ZIP_DEFLATED)
+    with refuses("same.pth", "is compressed, as torch.save never does"):
+        pickles.read(written(tmp_path / "same.pth", zipped))
+
+
+def _deflated(content):
+    packer = zlib.compressobj(wbits=-15)
+    return len(packer.compress(content) + packer.flush())
 
 
 def test_keys_that_take_for_ever_to_hash_are_refused(tmp_path, refuses):

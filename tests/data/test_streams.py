@@ -55,6 +55,25 @@ def test_folder_zip_and_npz_hold_the_same_images(kind, request):
     assert (len(source), source.shape) == (30, (1, 8, 8))
 
 
+class Canary:
+    """Unpickled, it leaves a file."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return open, (str(self.path), "w")
+
+
+def test_an_npz_of_objects_runs_nothing(tmp_path, refuses):
+    # As many bytes as so many numbers have, for else that is what it would be refused for.
+    canaries = [Canary(tmp_path / f"{'r' * 20}an{number}") for number in range(20)]
+    np.savez(tmp_path / "evil.npz", images=np.array(canaries, dtype=object))
+    with refuses("evil.npz", "is damaged"):
+        images_at(tmp_path / "evil.npz")
+    assert [path.name for path in tmp_path.iterdir()] == ["evil.npz"]
+
+
 def test_other_names_and_layouts_of_an_npz(tmp_path):
     np.savez(tmp_path / "grey.npz", images=PIXELS[..., 0])
     np.savez_compressed(tmp_path / "colour.npz", images=PIXELS.repeat(3, -1))

@@ -321,6 +321,9 @@ def test_a_cell_whose_data_or_artifacts_moved_on_is_outdated(house, store_folder
     used = [data, {"artifact": str(artifact.folder), "content": artifact.content}]
     put(executed_path(cell, folder), {"digest": cell.digest, "seconds": 2.5, "why": "", "used": used})
     assert status_of(cell, folder).state == "done"
+    put(executed_path(cell, folder), {"digest": cell.digest[::-1], "seconds": 2.5, "why": "", "used": used})
+    assert status_of(cell, folder) == Status(cell, "outdated", 2.5, "the code of teacher.ipynb changed since")
+    put(executed_path(cell, folder), {"digest": cell.digest, "seconds": 2.5, "why": "", "used": used})
     os.utime(zipped, (1, 1))
     assert status_of(cell, folder).state == "done"  # the content counts
     zipped.write_text("imagos")

@@ -80,6 +80,13 @@ def test_the_nearer_level_is_that_of_the_released_code(arrays):
         torch.testing.assert_close(found, arrays[f"imm/r_grid/k{k}"], rtol=1e-6, atol=0)
 
 
+@pytest.mark.parametrize("k", [1, 4, 7, 15])
+def test_however_long_its_step_the_nearer_level_lies_between_the_two(k):
+    t = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    r = nearer_level(t, t / 2, 0.006, 0.994, k)
+    assert bool(((t / 2 <= r) & (r < t)).all())
+
+
 def test_levels_are_those_of_the_released_path(arrays):
     grid = arrays["imm/t_grid"]
     torch.testing.assert_close(sigma_of(grid) / DATA, arrays["imm/eta"], rtol=1e-5, atol=0)

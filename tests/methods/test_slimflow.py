@@ -112,6 +112,15 @@ def test_the_first_of_two_steps_is_made_by_whom_it_says(slimflow, student, teach
     assert loss.item() == pytest.approx(slimflow[f"two_step/{first}_first/l2/loss"], rel=1e-5)
 
 
+@pytest.mark.parametrize("first", ["teacher", "student"])
+def test_guidance_teaches_the_student_alone(slimflow, slimflow_toy, student, first):
+    """Though its teacher, here, could learn too."""
+    teacher = flow_denoiser(slimflow_toy("teacher"))
+    guidance_loss(student, teacher, slimflow["distill_noise"], slimflow["uniform_tau"], "l2", first).backward()
+    assert student.net.w.grad.abs().max() > 0
+    assert teacher.net.w.grad is None
+
+
 def test_nobody_else_makes_the_first_step(slimflow, student, teacher, refuses):
     with refuses("'student' or 'teacher'", "'nobody'"):
         guidance_loss(student, teacher, slimflow["noise"], slimflow["uniform_tau"], "l2", "nobody")

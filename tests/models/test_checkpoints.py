@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from onestep_bench.denoiser import DDPM, EDM, Denoiser, Flow
 from onestep_bench.models import checkpoints
@@ -68,6 +69,19 @@ def test_a_truncated_file_is_no_model(folder, name, share, refuses):
 def test_a_foreign_description_is_no_model(folder, content, refuses):
     (folder / checkpoints.CONFIG).write_text(json.dumps(content))
     with refuses():
+        checkpoints.load(folder)
+
+
+@pytest.mark.parametrize("change", ["one too many", "one too few"])
+def test_weights_fit_name_for_name(folder, refuses, change):
+    weights = load_file(folder / checkpoints.WEIGHTS)
+    name = next(iter(weights))
+    if change == "one too few":
+        del weights[name]
+    else:
+        weights["more"] = weights[name].clone()
+    save_file(weights, folder / checkpoints.WEIGHTS)
+    with refuses(str(folder), "do not fit", name if change == "one too few" else "more"):
         checkpoints.load(folder)
 
 

@@ -145,6 +145,48 @@ def test_without_shared_seeds_the_interval_is_welchs():
     assert (line.paired, line.runs, line.verdict) == (False, "4, 3", "larger")
 
 
+@pytest.mark.parametrize("level", [0.5, 0.95])
+@pytest.mark.parametrize("paired", [True, False])
+def test_a_difference_has_the_p_value_and_the_interval_of_its_t_test_at_any_level(paired, level):
+    ours, theirs = [1.0, 2.0, 4.0, 3.0], [2.5, 2.0, 5.5, 4.5]
+    tables = [
+        pd.DataFrame({0: values}, index=pd.Index(range(start, start + 4)))
+        for values, start in ((ours, 0), (theirs, 0 if paired else 10))
+    ]
+    found = statistics.difference(*tables, level)
+    test = stats.ttest_rel(ours, theirs) if paired else stats.ttest_ind(ours, theirs, equal_var=False)
+    bounds = test.confidence_interval(level)
+    assert (found["low"], found["high"]) == pytest.approx((bounds.low, bounds.high))
+    assert (found["p"], found["freedom"]) == pytest.approx((test.pvalue, test.df))
+    assert found["difference"] / found["error"] == pytest.approx(test.statistic)
+    assert found["verdict"] == ("larger" if test.pvalue < 1 - level else "within")
+
+
+def test_a_level_is_that_of_every_interval():
+    values = [1.14, 0.77, 0.93]
+    assert statistics.interval(values, 0.5) == pytest.approx(
+        stats.t.interval(0.5, 2, loc=np.mean(values), scale=stats.sem(values))
+    )
+    (line,) = statistics.differences(frame(runs("A", [1, 2, 4]) + runs("B", [2, 2.5, 3])), 0.5).itertuples()
+    assert (line.low, line.high) == pytest.approx(tuple(statistics.interval([-1, -0.5, 1], 0.5)))
+    (line,) = statistics.generalisation_gap(frame(both_splits("A", [1, 2], [1.5, 3.1], 1.0)), 0.5).itertuples()
+    assert (line.low, line.high) == pytest.approx(tuple(statistics.interval([0.5, 1.1], 0.5)))
+
+
+def test_runs_that_differ_by_nothing_but_their_means_differ_for_sure_or_not_at_all():
+    still = [pd.DataFrame({0: [value, value]}, index=pd.Index([start, start + 1])) for value, start in ((1, 0), (2, 5))]
+    assert statistics.difference(*still)["p"] == 0
+    assert statistics.difference(still[0], still[0] + 0)["p"] == 1
+    assert statistics.difference(*still)["verdict"] == "larger"
+
+
+def test_pairs_with_one_model_alone_are_those_of_all_pairs():
+    rows = frame(runs("A", [1, 2]) + runs("B", [2, 4]) + runs("C", [3, 5]))
+    every, some = statistics.differences(rows), statistics.differences(rows, of="B")
+    assert some[["first", "second"]].values.tolist() == [["A", "B"], ["B", "C"]]
+    assert some["low"].tolist() == [line.low for line in every.itertuples() if "B" in (line.first, line.second)]
+
+
 def test_one_run_each_says_nothing():
     (line,) = statistics.differences(frame(runs("A", [1]) + runs("B", [100]))).itertuples()
     assert line.verdict == "unknown"
@@ -206,6 +248,16 @@ def test_a_memoriser_is_caught_by_the_gap_and_by_the_ratio():
     assert copier["low"] > 0.9 * (copier["floor_test"] - copier["train"]) > 0
     assert copier["train"] < copier["floor_train"]
     assert found.loc["honest", "gap"] == pytest.approx(0.13 / 3)
+
+
+def test_floor_and_ratio_are_means_over_runs_and_the_smaller_train_score_is_held_to_its_floor():
+    rows = frame(both_splits("A", [1.0, 2.0], [2.0, 3.0], 0.6))
+    rows.loc[rows["split"] == "train", "floor"] = [1.4, 1.8]
+    rows.loc[rows["split"] == "test", "floor"] = [0.2, 0.6]
+    rows.loc[rows["split"] == "test", "nn_ratio"] = [0.4, 0.8]
+    (line,) = statistics.generalisation_gap(rows).itertuples()
+    assert (line.floor_train, line.floor_test, line.nn_ratio) == pytest.approx((1.6, 0.4, 0.6))
+    assert (line.train, line.test, line.copies) == (1.5, 2.5, "nearer than real")
 
 
 def test_a_gap_is_paired_over_runs_and_needs_both_splits():

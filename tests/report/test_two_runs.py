@@ -137,3 +137,11 @@ def test_holm_rejects_no_more_than_single_tests_and_no_less_than_bonferroni(valu
     assert (adjusted <= (p * len(p)).clip(upper=1) + 1e-12).all()
     order = p.argsort(kind="stable")
     assert adjusted.iloc[order].is_monotonic_increasing
+
+
+def test_holms_p_values_by_hand():
+    """The smallest of three counts three times, the next twice; none falls below the one before it, nor above 1."""
+    nan = float("nan")
+    found = _holm(pd.Series([0.04, nan, 0.01, 0.03, 0.8]))
+    assert found.tolist() == pytest.approx([0.09, nan, 0.04, 0.09, 0.8], nan_ok=True)
+    assert _holm(pd.Series([0.9, 0.8])).tolist() == [1, 1]

@@ -499,3 +499,14 @@ def test_a_metric_says_which_is_better_and_takes_no_others_name(refuses):
         qualities.metric("gap", better="smaller")
     with refuses("'kid'", "registered already"):
         qualities.metric("kid", better="lower")
+
+
+def test_precision_is_of_the_samples_and_recall_of_the_reference():
+    """Samples from the middle of the reference: each lies in it, and it is not covered."""
+    draw = torch.Generator().manual_seed(0)
+    reference, samples = torch.randn(200, 2, generator=draw), 0.1 * torch.randn(200, 2, generator=draw)
+    judged = [judging.Judged(200, *metrics.moments(points), points) for points in (samples, reference)]
+    found = qualities.score(*judged)
+    assert (found["precision"], found["recall"]) == (1, pytest.approx(0, abs=0.1))
+    expected = metrics.precision_recall(reference, samples, qualities.NEIGHBOURS)
+    assert {name: found[name] for name in expected} == expected

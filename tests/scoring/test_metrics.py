@@ -235,3 +235,16 @@ def test_class_gap_is_the_total_variation_of_shares():
     assert one.tolist() == [0.5, 0.5, 0, 0]
     assert class_gap(one, two) == 0.75
     assert class_gap(one, one) == 0
+
+
+def test_classes_of_parts_add_up_and_outlive_a_file():
+    logits = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    whole, both = Classes.of(logits), Classes.of(logits[:20]) + Classes.of(logits[20:])
+    p = logits.double().softmax(1)
+    assert (whole.n, whole.assigned.tolist()) == (50, torch.bincount(logits.argmax(1), minlength=4).tolist())
+    assert whole.entropy == pytest.approx(-(p * p.log()).sum().item())
+    for other in (both, Classes.from_tensors(both.tensors())):
+        assert (other.n, other.entropy) == (50, pytest.approx(whole.entropy))
+        assert torch.equal(other.assigned, whole.assigned)
+        torch.testing.assert_close(other.probability, p.sum(0))
+        assert other.inception_score == pytest.approx(inception_score(logits))

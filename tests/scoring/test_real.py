@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from onestep_bench import data
-from onestep_bench.scoring import evaluation, judging, metrics, real, references
+from onestep_bench.scoring import evaluation, judging, metrics, nearest, real, references
 from onestep_bench.scoring.judging import judged
 
 pytestmark = pytest.mark.usefixtures("store_folder")
@@ -21,6 +21,17 @@ def test_the_nearest_are_those_of_all_pairs(n, m, seed):
     np.testing.assert_allclose(metrics.nearest(points, others), every.min(1), rtol=1e-9)
     among = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(n, np.inf))
     np.testing.assert_allclose(metrics.nearest(points, points, skip_self=True), among.min(1), rtol=1e-6)
+
+
+@pytest.mark.parametrize("chunk", [7, 899])
+def test_the_training_images_nearest_to_a_strip_are_found_among_all(monkeypatch, chunk):
+    monkeypatch.setattr(nearest, "_CHUNK", chunk)
+    train = data.load("digits")
+    strip = train.images[[3, 400, 898]].clone()
+    strip[:, 0, 0, 0] += 1
+    images, index = nearest.nearest_training(strip, train)
+    assert index == [3, 400, 898]
+    assert torch.equal(images, train.images[index])
 
 
 def test_a_ratio_of_neighbours_is_a_median_without_what_is_in_both_sets():
@@ -81,3 +92,6 @@ def test_some_of_a_set_that_alternates_are_of_both_kinds():
     assert 80 < int(chosen.sum()) < 120
     assert torch.equal(chosen, judging.some(kinds[:, None].float(), 200))
     assert judging.some(kinds[:, None].float(), 5000).shape == (4000, 1)
+    rows = judging.some(torch.arange(4000.0)[:, None], 200)[:, 0]
+    assert bool((rows.diff() > 0).all())
+    assert rows.max() > 3500  # from all of them, and not the first ones

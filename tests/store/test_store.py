@@ -66,6 +66,21 @@ def test_the_key_is_the_recipe_and_the_parents():
     assert key_of("model", {"a": 1, "b": 2}, ["x", "y"]) == key_of("model", {"b": 2, "a": 1}, ["y", "x"])
 
 
+def test_the_content_of_an_artifact_is_that_of_its_data_and_not_of_its_log():
+    def content(name, **files):
+        def make(folder):
+            for file, text in files.items():
+                write_text(folder / file.replace("_", "."), text)
+            return {"kimg": 0, "seconds": 0, "device": "none"}
+
+        return memo("model", {"a": name}, [], make).content
+
+    one = content("one", weights_bin="1", log_json="3 s")
+    assert content("two", weights_bin="1", log_json="4 s") == one
+    assert content("three", weights_bin="2", log_json="3 s") != one
+    assert content("four", scores_json="1") != content("five", scores_json="2")
+
+
 def flip_a_byte(folder):
     content = bytearray((folder / "text").read_bytes())
     content[0] ^= 1
