@@ -30,12 +30,13 @@ lint: .venv/ready
 	$(BIN)/ruff format --check .
 
 # On copies: playing leaves the checkout, and the cells that were run with its notebooks, as they are. Reports are shared.
-# The server's root is the checkout: it serves no file from behind a link that leads out of its root.
+# The server's root is the checkout: it serves no file from behind a link that leads out of its root. The path lets cells
+# call `!onestep-bench` and `!papermill`.
 lab: .venv/lab
 	test -e lab/notebooks || $(BIN)/onestep-bench start lab
 	test -e lab/reports || ln -s ../reports lab/reports
 	@echo "lab/ is yours to change; for fresh copies of the notebooks move it away"
-	$(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/lab/notebooks/tour.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/lab/notebooks/tour.ipynb
 
 # Store the notebooks again with the outputs of their default parameters.
 notebooks: .venv/ready
@@ -55,11 +56,13 @@ fuzz: .venv/ready
 soak: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/soak.py $(SOAK)
 
-# Full disks, removed folders, a clock set back, a frozen worker. Needs root for small disks, and `apt-get install faketime`.
+# Full disks, removed folders, a clock set back, a frozen worker; then three users at one store, of whom two share a group.
+# Needs root, for small disks and for users.
 faults: .venv/ready
 	$(ONE_THREAD) $(BIN)/python scripts/faults.py
+	$(BIN)/python scripts/shared_store.py
 
-# A SLURM of its own on this machine runs the quickstart grid with two jobs, one of which is cancelled in the middle.
+# A SLURM of its own on this machine runs the quickstart's stages with two jobs, one of which is cancelled in the middle.
 # Needs `apt-get install slurm-wlm munge`.
 slurm: .venv/ready
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[cluster]'

@@ -59,7 +59,11 @@ def _start(denoiser, noise: Tensor, times: Tensor) -> tuple[Tensor, Tensor]:
     """The state at the first level and all levels, in float64; they are checked before they are on a device."""
     times = torch.as_tensor(times, dtype=torch.float64)
     if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-        raise OnestepError("a sampler needs at least two levels, strictly falling from noise to data")
+        # Such as those between of a generator that is asked at a lower level.
+        raise OnestepError(
+            "a sampler needs at least two levels, strictly falling from noise to data, not "
+            f"{', '.join(f'{level:g}' for level in times.flatten().tolist())}; take fewer steps: every model can 1"
+        )
     times = times.to(noise.device)
     return denoiser.path.prior_std(times[0]) * noise.double(), times
 

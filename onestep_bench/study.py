@@ -66,7 +66,8 @@ def train(
     fresh: train again what other source trained, see `store.memo`; without it such a model is refused.
     track: called `track(row, student)` on rank 0 with each row of the log (of a run that goes on, first those there
     were) and the student's average of that moment: what draws a live figure (`explore.watch`) or feeds a tracker, as in
-    params/README.md. A model that is found is not tracked; what it raises ends the training, which can go on.
+    params/README.md. One with a `close` is closed as the training ends or is interrupted. A model that is found is not
+    tracked; what it raises ends the training, which can go on.
     options: fields of the method's config and of `TrainConfig`.
     Raises OnestepError for an unknown method, size or option, for data or a teacher that does not fit the method, and
     for a method that would look through a network that judges.
@@ -327,8 +328,17 @@ def _fit_with_bar(method, nets, config, training, data, seed, folder, snapshots,
                 if track and ranks.leads():
                     track(row, averages[training.ema_halflife_kimg])
         except KeyboardInterrupt as interrupt:  # that came between two steps: `fit` keeps what it has
-            steps.throw(interrupt)
+            try:
+                steps.throw(interrupt)
+            finally:
+                _close(track)
+    _close(track)
     return rows
+
+
+def _close(track: Track | None) -> None:
+    if ranks.leads() and hasattr(track, "close"):
+        track.close()
 
 
 def record(*bundles: dict) -> None:

@@ -25,6 +25,7 @@ from hostile import FORMATS
 
 CHUNK = 100
 MEMORY = 2 << 30  # bytes of address space that reading may take beyond what the process has
+_DEAD = {"ending": "other", "why": "the process died, or hung", "seconds": 0.0, "memory": 0.0}
 _COLUMNS = ("inputs", "refused", "accepted", "other", "slowest s", "memory MB", "outside", "executed")
 
 
@@ -92,11 +93,9 @@ def _chunk(name: str, tally: dict, asked: argparse.Namespace) -> None:
             found = ours.recv() if ours.poll(60 * SECONDS) else None
         except EOFError:
             found = None
-        if found is None:
+        _add(tally, name, number, found or _DEAD, asked)
+        if found is None:  # the files behind it are the next chunk's
             process.kill()
-            found = {"ending": "other", "why": "the process died, or hung", "seconds": 0.0, "memory": 0.0}
-        _add(tally, name, number, found, asked)
-        if not process.is_alive() and not ours.poll():
             break
     process.join()
 

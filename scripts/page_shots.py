@@ -2,8 +2,10 @@
 
     python scripts/page_shots.py reports/quickstart/report.html /tmp/shots
 
-Needs Debian's chromium and `pip install playwright`, neither of which the project depends on. Exits with 1 if the page
-said anything on its console or is wider than the window.
+It is used as a reader would: filters, a sorted column, a row opened by the keyboard, a point, a sample stepped through
+by its arrow keys, everything unfolded, and what a printer gets. Needs Debian's chromium and `pip install playwright`,
+neither of which the project depends on. Exits with 1 if the page said anything on its console, did not answer, or is
+wider than the window.
 """
 
 import sys
@@ -15,27 +17,88 @@ WIDTHS, THEMES = (390, 1280), ("light", "dark")
 
 
 def look(page: Page, address: str, file: Path) -> list[str]:
-    """Open the page, hover a point, open a row and a sample; write screenshots; what is wrong, in words."""
-    said: list[str] = []
-    page.on("console", lambda message: said.append(message.text))
-    page.on("pageerror", lambda error: said.append(str(error)))
+    """Open the page, use it and write screenshots; what is wrong, in words."""
+    wrong: list[str] = []
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("request", lambda request: None if request.url == address else wrong.append(f"asks for {request.url[:80]}"))
     page.goto(address)
     page.locator("#figures .plot svg").first.wait_for(timeout=60_000)
     page.screenshot(path=file, full_page=True)
-    point = page.locator("#figures .plot path[aria-roledescription='point']").first
-    point.hover(force=True)
-    page.screenshot(path=file.with_stem(f"{file.stem}-hover"))
-    page.locator("#table tbody tr").first.click()
-    if page.locator("#sheet .image").count():
-        page.locator("#sheet .image").first.click()
-        page.screenshot(path=file.with_stem(f"{file.stem}-sample"))
-        page.keyboard.press("Escape")
-    for summary in page.locator("section details > summary").all():
+    for part in (_point, _table, _sample, _filters):
+        wrong += part(page, file)
+    for summary in page.locator("section > details > summary").all():
         summary.click()
     page.wait_for_timeout(500)
     page.screenshot(path=file.with_stem(f"{file.stem}-unfolded"), full_page=True)
     wide, window = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-    return said + [f"{wide} pixels wide in a window of {window}"] * (wide > window)
+    wrong += [f"{wide} pixels wide in a window of {window}"] * (wide > window)
+    page.emulate_media(media="print")
+    page.screenshot(path=file.with_stem(f"{file.stem}-print"), full_page=True)
+    return wrong
+
+
+def _point(page: Page, file: Path) -> list[str]:
+    """A point tells what it is, and opens its row."""
+    point = page.locator("#figures .plot path[aria-roledescription='point']").first
+    point.hover(force=True)
+    page.screenshot(path=file.with_stem(f"{file.stem}-hover"))
+    told = page.locator("#tip dl div").count()
+    point.click(force=True)
+    page.wait_for_timeout(800)  # it scrolls there
+    opened = page.locator("#table tr.rest").count()
+    return ["a point tells nothing"] * (not told) + ["a point opens no row"] * (not opened)
+
+
+def _table(page: Page, file: Path) -> list[str]:
+    """A column is sorted by the keyboard, and a row opened, and neither loses the focus."""
+    head = page.locator("#table th button").first
+    head.focus()
+    page.keyboard.press("Enter")
+    sorted_by = page.evaluate("document.activeElement.closest('th')?.ariaSort")
+    row = page.locator("#table tbody tr:not(.rest)").nth(1)
+    row.focus()
+    page.keyboard.press("Space")
+    page.screenshot(path=file.with_stem(f"{file.stem}-row"))
+    opened = page.evaluate("document.activeElement.ariaExpanded")
+    return ["no head is sorted by"] * (sorted_by != "ascending") + ["no row is opened"] * (opened is None)
+
+
+def _sample(page: Page, file: Path) -> list[str]:
+    """A sample is shown large, and the arrow keys lead to its neighbours."""
+    if not page.locator("#sheet .image").count():
+        return []
+    page.locator("#sheet .image").first.click()
+    for _ in range(2):
+        page.keyboard.press("ArrowRight")
+    page.screenshot(path=file.with_stem(f"{file.stem}-sample"))
+    caption = page.locator("#large figcaption").first.text_content()
+    page.keyboard.press("Escape")
+    return [] if caption.startswith("noise 2 ") else [f"the arrow keys led to {caption!r}"]
+
+
+def _filters(page: Page, file: Path) -> list[str]:
+    """Each choice is changed once; with no method left the figures say so."""
+    wrong = []
+    for select in page.locator("#filters select").all():
+        select.select_option(index=select.locator("option").count() - 1)
+    for chips in page.locator("#filters .chips").all():
+        chips.locator("input").last.focus()
+        page.keyboard.press("Space")
+    page.wait_for_timeout(1500)
+    page.screenshot(path=file.with_stem(f"{file.stem}-filtered"), full_page=True)
+    methods = page.locator("#filters .chips", has_text="method")
+    if methods.count():
+        methods.get_by_text("none", exact=True).click()
+        wrong += ["figures of no method"] * page.locator("#figures .plot:visible").count()
+        methods.get_by_text("all", exact=True).click()
+    for select in page.locator("#filters select").all():
+        select.select_option(index=0)
+    for button in page.locator("#filters .chips").get_by_text("all", exact=True).all():
+        button.click()
+    page.wait_for_timeout(1500)
+    shown = page.locator("#figures .plot:visible svg").count()
+    return wrong + ["no figures after all was chosen"] * (not shown)
 
 
 def main() -> int:
@@ -51,7 +114,7 @@ def main() -> int:
                 wrong += [f"{width} {theme}: {one}" for one in look(page, address, folder / f"{width}-{theme}.png")]
                 page.close()
         browser.close()
-    print(*wrong or ["nothing on the console, nothing too wide"], sep="\n")
+    print(*wrong or ["nothing on the console, nothing too wide, and all answers"], sep="\n")
     return bool(wrong)
 
 

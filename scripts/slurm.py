@@ -2,7 +2,8 @@
 
 While it runs, strangers try the scheduler and the jobs, with a certificate of their own and without: all are refused.
 
-`make slurm` runs it on params/quickstart.yaml; another grid is its argument, with its notebooks as a second one.
+`make slurm` runs it on the quickstart's stages with little work in them (tests/grid/quickstart.yaml); another grid is
+its argument, with its notebooks as a second one.
 Needs Debian's packages slurm-wlm and munge (`apt-get install slurm-wlm munge`) and dask-jobqueue. Configuration, keys,
 ports, logs and results live in a temporary folder, and what is started here is stopped here: an installed SLURM is not
 touched. Exits with 1 if the grid does not complete, a stranger is let in, or a job of it is left.
@@ -27,6 +28,8 @@ from pathlib import Path
 import psutil
 import yaml
 from distributed import Client, Security
+
+from onestep_bench.store.notes import SCRATCH
 
 HOUSE = Path(__file__).parent.parent
 HOST = socket.gethostname().split(".")[0]
@@ -138,7 +141,8 @@ def job_at_work(folder: Path) -> str:
             words, settings = process.cmdline(), process.environ()
         except psutil.Error:
             continue
-        if "onestep_bench.grid.execution" in words and words[-1].startswith(str(folder)) and "SLURM_JOB_ID" in settings:
+        ours = settings.get(SCRATCH, "").startswith(str(folder))
+        if ours and "onestep_bench.grid.execution" in words and "SLURM_JOB_ID" in settings:
             return settings["SLURM_JOB_ID"]
     return ""
 
@@ -205,7 +209,7 @@ def cluster_file(folder: Path) -> Path:
 def main() -> int:
     """Run the grid; the exit code."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that daemons are stopped then, too
-    grid = Path(sys.argv[1]).absolute() if sys.argv[1:] else HOUSE / "params" / "quickstart.yaml"
+    grid = Path(sys.argv[1]).absolute() if sys.argv[1:] else HOUSE / "tests" / "grid" / "quickstart.yaml"
     notebooks = Path(sys.argv[2]).absolute() if sys.argv[2:] else HOUSE / "notebooks"
     for tool in ("munged", "slurmctld", "slurmd", "sbatch"):
         if not shutil.which(tool):

@@ -2,8 +2,9 @@
 
 `make soak` runs it: half an hour on two cores, or until the grid is done. Most cells do nothing, one in twenty trains
 with checkpoints. First one run on two workers; then two runs at once, on a worker each; then a run on a scheduler and
-workers of their own; at last one run of which only cells and kernels are killed, so that it lives long enough to see
-what grows. Whatever is killed, or ends with cells missing, is started again. Exits with 1 if a promise is broken.
+workers of their own, with the user's certificate; at last one run of which only cells and kernels are killed, so that
+it lives long enough to see what grows. Whatever is killed, or ends with cells missing, is started again. Exits with 1
+if a promise is broken.
 """
 
 import argparse
@@ -11,6 +12,7 @@ import json
 import os
 import platform
 import random
+import shutil
 import socket
 import subprocess
 import sys
@@ -24,12 +26,13 @@ from statistics import median
 import psutil
 from chaos_grid import environment, family, outliving, start, write_notebook
 from chaos_training import TRAIN
+from distributed import Security
 
 PIECES = 10  # stages of each kind, so that trainings are spread over the run
 TRAININGS = 20  # cells to one that trains
 KIMG = 6  # of a teacher; of a student a third
-# Between two kills, by the time that a cell which does nothing takes: a few seconds on an idle machine, and on a busy
-# one not so few that no cell could ever end.
+# Between two kills, by the time that cells take: a few seconds on an idle machine, and on a busy one, or where only
+# trainings are left, not so few that no cell could ever end.
 PAUSE = (1.0, 3.0)
 WEIGHTS = {"kernel": 5, "papermill": 4, "worker": 3, "runner": 1, "scheduler": 1}
 GENTLE = {"kernel": 1, "papermill": 1}
@@ -37,6 +40,7 @@ GENTLE = {"kernel": 1, "papermill": 1}
 TWO, OWN, LAST = 0.3, 0.55, 0.75
 SETTLED = 10.0  # seconds from the start of a process to the first sample that its growth is counted from
 FILES, MEMORY = 20, 100e6  # that a process may grow by
+KEPT = Path("reports/soak/log")  # what the runs told, if a promise is broken
 
 
 def write_grid(folder: Path, cells: int) -> dict[str, tuple[str, int]]:
@@ -57,6 +61,18 @@ def write_grid(folder: Path, cells: int) -> dict[str, tuple[str, int]]:
             trainings[f"{method}{seed}"] = (method, seed)
     (folder / "soak.yaml").write_text("\n".join(lines) + "\n")
     return trainings
+
+
+def own_certificate(folder: Path) -> dict[str, str]:
+    """A certificate that is its own authority, and its key, as a user tells Dask of them: environment variables."""
+    own = Security.temporary()
+    told = {"CA_FILE": own.tls_ca_file}
+    for role in ("CLIENT", "SCHEDULER", "WORKER"):
+        told |= {f"{role}__CERT": own.tls_client_cert, f"{role}__KEY": own.tls_client_key}
+    folder.mkdir(mode=0o700)
+    for name, text in told.items():
+        (folder / name).write_text(text)
+    return {f"DASK_DISTRIBUTED__COMM__TLS__{name}": str(folder / name) for name in told}
 
 
 def undisturbed(folder: Path, trainings: dict[str, tuple[str, int]]) -> dict[str, str]:
@@ -101,9 +117,10 @@ class Soak:
         self.stop()
 
     def pace(self) -> float:
-        """Seconds of a cell that does nothing, as of late."""
-        tiny = sorted((self.folder / "out/notebooks").glob("tiny*.ipynb"), key=lambda path: path.stat().st_mtime)
-        return median([stamp(path)["seconds"] for path in tiny[-9:]] or [3.0])
+        """Seconds of a cell, as of late."""
+        done = [path for path in (self.folder / "out/notebooks").glob("*.ipynb") if ".failed" not in path.name]
+        done.sort(key=lambda path: path.stat().st_mtime)
+        return median([stamp(path)["seconds"] for path in done[-9:]] or [3.0])
 
     def clock(self) -> float:
         """Seconds since the start."""
@@ -145,7 +162,7 @@ class Soak:
             self.runs.remove(run)
         where = ["--workers", "2" if self.part != "two runs" else "1"]
         if self.part == "own scheduler":
-            where = ["--scheduler", self.scheduler(), "--insecure"]
+            where = ["--scheduler", self.scheduler()]
         while len(self.runs) < (2 if self.part == "two runs" else 1) and not (self.ends[0] and not self.runs):
             self.runs.append(self.run(where))
 
@@ -163,8 +180,8 @@ class Soak:
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             port = free.getsockname()[1]
-        self.address = f"tcp://127.0.0.1:{port}"
-        words = ["scheduler", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
+        self.address = f"tls://127.0.0.1:{port}"
+        words = ["scheduler", "--protocol", "tls", "--host", "127.0.0.1", "--port", str(port), "--no-dashboard"]
         worker = ["worker", self.address, "--nthreads", "1", "--no-dashboard", "--death-timeout", "30"]
         self.cluster = [self.dask(words), self.dask(worker), self.dask(worker)]
         return self.address
@@ -195,8 +212,11 @@ class Soak:
         self.kills[kind] += 1
 
     def sample(self) -> None:
-        """Note memory and open files of what lives long."""
-        for kind, processes in family(self.folder).items():
+        """Note memory and open files of what lives long, while cells are executed: a report wants its own."""
+        found = family(self.folder)
+        if not found["papermill"]:
+            return
+        for kind, processes in found.items():
             for process in processes if kind in ("runner", "scheduler", "worker") else ():
                 try:
                     numbers = process.memory_info().rss, process.num_fds()
@@ -248,6 +268,7 @@ def main() -> int:
         folder = Path(name)
         os.environ |= {"ONESTEP_CHECKPOINT_SECONDS": "0.2", "TMPDIR": str(folder / "tmp"), "TQDM_DISABLE": "1"}
         (folder / "tmp").mkdir()
+        os.environ |= own_certificate(folder / "certificate")
         trainings = write_grid(folder, options.cells)
         expected = undisturbed(folder, trainings)
         print(f"{len(expected)} trainings, undisturbed: done", flush=True)
@@ -257,7 +278,9 @@ def main() -> int:
         loads = f"load {busy:.1f} before, {os.getloadavg()[0]:.1f} at the end"
         print(f"machine: {platform.machine()}, {os.cpu_count()} cores, Python {platform.python_version()}; {loads}")
         if broken:
-            print((folder / "log").read_text(errors="replace")[-3000:])
+            KEPT.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(folder / "log", KEPT)
+            print(f"what the runs told: {KEPT}")
     print(f"soak: {'BROKEN: ' + ', '.join(broken) if broken else 'every promise held'}")
     return 1 if broken else 0
 
@@ -304,7 +327,7 @@ def tell(soak: Soak, cells: int, expected: dict[str, str]) -> list[str]:
             )
             for kind, s, a, b, f, g in growth
         ),
-        ("temporary folders left", str(len(list((folder / "tmp").glob("onestep-*"))))),
+        ("temporary folders of cells left", str(len(list((folder / "tmp").glob(f"onestep-*/{'?' * 16}"))))),
         ("orphans left", str(soak.orphans)),
     ]
     for name, text in rows:

@@ -109,6 +109,21 @@ def tiny_models(tmp_path_factory):
 
 
 @pytest.fixture
+def as_if(tiny_models):
+    """Function that gives the model 'flow' as if another method had trained it."""
+    from dataclasses import replace
+
+    from onestep_bench import store
+
+    def of(method):
+        model = replace(tiny_models["flow"], artifact=store.Artifact(tiny_models["flow"].artifact.folder))
+        model.artifact.meta["recipe"]["method"] = method
+        return model
+
+    return of
+
+
+@pytest.fixture
 def looked_at(monkeypatch):
     """As in a kernel of JupyterLab."""
     monkeypatch.setenv("JPY_SESSION_NAME", "explore.ipynb")

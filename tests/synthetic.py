@@ -103,7 +103,11 @@ def _judged(score, name, odd, train_seed, count, seed, sampler, size, given) -> 
 def scores(**given) -> list[dict]:
     """A few rows: two teachers and a student, at two numbers of steps."""
     return [
-        row(label=label, size=size, steps=steps, seed=seed, fid=fid / steps + seed, model=label, kimg=fid, **given)
+        row(
+            **given
+            | {"label": label, "size": size, "params": SIZES[size], "steps": steps, "seed": seed, "model": label}
+        )
+        | {"fid": fid / steps + seed, "kimg": fid}
         for label, size, fid in MODELS
         for steps in (1, 4)
         for seed in (0, 1, 2)

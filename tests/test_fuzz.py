@@ -1,6 +1,8 @@
 """A few spoilt files of every format, and by name what thousands of them found (`make fuzz`)."""
 
+import argparse
 import gzip
+import importlib.util
 import io
 import json
 import os
@@ -10,7 +12,7 @@ import zipfile
 
 import numpy as np
 import pytest
-from fuzzing import attempt, seeds, spoilt
+from fuzzing import Outcome, attempt, seeds, spoilt
 from hostile import FORMATS, _tarred
 from mutations import CANARY, Member, zipped
 from tiny import strip
@@ -50,6 +52,23 @@ def test_the_watch_sees_what_runs_and_what_is_written_elsewhere(monkeypatch, tmp
     outcome = attempt("idx", b"x")
     assert len(outcome.executed) == 2
     assert outcome.outside == [str(tmp_path / "elsewhere")]
+
+
+def test_a_file_on_which_the_reader_dies_is_one_finding(tmp_path, request, monkeypatch):
+    """And those behind it are read."""
+    spec = importlib.util.spec_from_file_location("fuzz", request.config.rootpath / "scripts" / "fuzz.py")
+    fuzz = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(fuzz)
+    monkeypatch.setattr(fuzz, "spoilt", lambda name, number, seed: number)
+    monkeypatch.setattr(fuzz, "attempt", lambda name, number: os._exit(9) if number == 3 else Outcome("refused", "", 0))
+    asked = argparse.Namespace(each=8, seed=0, out=tmp_path)
+    tally = dict.fromkeys(fuzz._COLUMNS, 0)
+    for inputs in (4, 8):
+        fuzz._chunk("idx", tally, asked)
+        assert tally["inputs"] == inputs
+    assert (tally["refused"], tally["other"]) == (7, 1)
+    (finding,) = (tmp_path / "findings.jsonl").read_text().splitlines()
+    assert json.loads(finding)["index"] == 3
 
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.exec", "subprocess.Popen", "..x.y", ".", "json.nothing"])

@@ -3,6 +3,7 @@
 Losses that explode are in training/test_training.py, images that are not finite in test_study.py.
 """
 
+import json
 import math
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from hostile import CONFIG, denoiser
 from standins import edm_bytes, numbered, slimflow_content
 
-from onestep_bench.data.loading import load
+from onestep_bench.data.loading import digest_of, load
+from onestep_bench.data.registry import Dataset
+from onestep_bench.data.streams import Images
 from onestep_bench.denoiser import edm_denoiser
 from onestep_bench.models import checkpoints
 from onestep_bench.models.pretrained import load_pretrained
 from onestep_bench.networks.build import build
-from onestep_bench.scoring import metrics
+from onestep_bench.scoring import evaluation, metrics, recipe
 from onestep_bench.scoring.judges.classifier import Classifier
 
 
@@ -112,6 +115,72 @@ def test_a_class_of_one_image_is_on_one_side_of_the_split_and_keeps_its_number(t
     assert sum((part.labels == 1).sum().item() for part in (train, test)) == 1
     assert train.class_counts[1] + test.class_counts[1] == 1
     assert train.num_classes == test.num_classes == 3
+
+
+# ---- judged
+
+
+@pytest.fixture
+def quick(monkeypatch, store_folder):
+    """A classifier of a few steps."""
+    monkeypatch.setattr(recipe, "GREY", recipe.Recipe(0, (8, 8, 8), epochs=1, most=8, hflip=False))
+    monkeypatch.setattr(recipe, "FEWEST", 8)
+
+
+def split_by_hand(**parts) -> Dataset:
+    """A data set of (images, labels) a split."""
+
+    def on(split: str) -> Dataset:
+        images, labels = parts[split]
+        return Dataset("odd", images, labels, digest_of(images.shape, [images.numpy()], labels.numpy()), split, on)
+
+    return on("train")
+
+
+def scores(images: torch.Tensor, data: Dataset) -> dict[tuple[str, str], dict]:
+    """Rows by (split, judge), which must be numbers that JSON knows."""
+    stream = Images("made", len(images), tuple(images.shape[1:]), lambda: iter(images.split(64)))
+    bundle = evaluation.evaluate_images(stream, data, features=["classifier", "pixels"])
+    json.dumps(bundle, allow_nan=False)
+    return {(row["split"], row["features"]): row for row in bundle["rows"]}
+
+
+COPIES = "most test images of odd are among those to train on, or copies of each other"
+DIGITS = load("digits").images
+TWO = torch.arange(len(DIGITS)) % 2
+
+
+@pytest.mark.parametrize("where", ["train", "test"])
+def test_a_class_of_one_image_is_judged_wherever_the_split_put_it(quick, where):
+    """In the test split it is the last class, of which the classifier that was trained knows nothing."""
+    parts = {"train": (DIGITS[:150], TWO[:150].clone()), "test": (DIGITS[150:250], TWO[150:250].clone())}
+    parts[where][1][7] = 2
+    for (split, judge), row in scores(DIGITS[250:400], split_by_hand(**parts)).items():
+        assert row["fid"] > 0
+        assert "tells copies" not in row["warning"]
+        assert (0 <= row["class_gap"] <= 1) if judge == "classifier" else row["class_gap"] is None
+        assert (0 < row["nn_ratio"] < 10) if split == "test" else row["nn_ratio"] is None
+
+
+def test_where_train_and_test_are_the_same_images_nothing_is_held_out(quick):
+    same = DIGITS[:150], TWO[:150]
+    for (split, judge), row in scores(same[0], split_by_hand(train=same, test=same)).items():
+        assert row["fid"] == pytest.approx(0, abs=1e-6)
+        assert row["floor"] == pytest.approx(0, abs=1e-6)
+        assert row["nn_ratio"] is None
+        assert (COPIES in row["warning"]) == (split == "test")
+        assert judge == "pixels" or row["class_gap"] == 0
+
+
+def test_images_of_one_value_have_scores_and_a_word(quick):
+    """Against images of another value: the distance of two points."""
+    flat, other = (torch.full((150, 1, 8, 8), value, dtype=torch.uint8) for value in (7, 9))
+    found = scores(flat, split_by_hand(train=(flat, TWO[:150]), test=(other, TWO[:150])))
+    assert found["train", "pixels"]["fid"] == 0
+    assert found["test", "pixels"]["fid"] == pytest.approx(found["test", "pixels"]["floor"])
+    assert found["test", "pixels"]["fid"] > 0
+    assert all(row["nn_ratio"] is None for row in found.values())
+    assert all("images of odd are alike" in row["warning"] for (split, _), row in found.items() if split == "test")
 
 
 # ---- denormals

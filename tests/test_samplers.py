@@ -11,7 +11,7 @@ import torch
 from two_times import Arrays, Velocity, holds
 
 from onestep_bench.denoiser import EDM, Denoiser, Flow, IdealDenoiser, counting, edm_denoiser
-from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod
+from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod, ve_up_to
 from onestep_bench.samplers import (
     SAMPLERS,
     ancestral,
@@ -279,6 +279,14 @@ def test_no_steps_are_refused(times, refuses):
 def test_more_steps_than_levels_are_refused(refuses):
     with refuses("11 steps", "at most 10"):
         ddim_times(11, 10)
+
+
+def test_a_generator_of_little_noise_has_no_levels_between(digits_like, noise, refuses):
+    assert times_of("push-forward", ve_up_to(1.0), 1).tolist() == [1.0, 0.0]
+    assert times_of("push-forward", ve_up_to(1.5), 2).tolist() == [1.5, 1.0, 0.0]
+    generator = edm_denoiser(IdealDenoiser(digits_like).net).on(ve_up_to(1.0))
+    with refuses("strictly falling", "not 1, 1, 0; take fewer steps: every model can 1"):
+        sampler("push-forward")(generator, noise, times_of("push-forward", ve_up_to(1.0), 2))
 
 
 @pytest.mark.parametrize("times", [[1.0], [0.0, 1.0], [1.0, 1.0, 0.0]])

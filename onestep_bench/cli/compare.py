@@ -9,11 +9,13 @@ from onestep_bench.errors import OnestepError, near_miss
 
 _ABOUT = """compare two runs of a grid cell by cell: scores, intervals, passes, seconds
 
-A and B are folders of executed notebooks, report folders (NAME/notebooks or NAME/results.csv), or results.csv files.
+A and B are folders of executed notebooks, report folders (NAME/notebooks or NAME/results.csv), or results.csv files,
+packed (.gz) or not.
 Cells of equal label, data seen, size, budget, sampler, steps, judge and split are compared, if of one protocol."""
 _EXIT = """exit codes: 0 nothing in B is worse beyond noise; 1 something is, or has diverged; 2 bad input, or nothing to
-compare. Cells of a single run have no noise to compare with: they are told, and do not count as worse."""
-_WHAT = "{} cells in both. Scores: Fréchet distance, mean over training runs; change: B less A, below 0 B is better."
+compare. Cells of a single run have no noise to compare with: they are told, and do not count as worse. Cells of two
+runs have next to none: what is printed says how large a change would have had to be, and 0 says no more than that."""
+_WHAT = "{} in both. Scores: Fréchet distance, mean over training runs; change: B less A, below 0 B is better."
 _SURE = ("worse", "better")
 _SHOWN = (*_SURE, "perhaps worse", "perhaps better")
 _DEARER = 0.01  # by which share passes differ before a cell is shown for that alone
@@ -52,38 +54,45 @@ def _compare(options: argparse.Namespace) -> int:
 
 
 def _rows(source: Path):
-    from onestep_bench.report.tables import executed_in, read_results, read_rows
+    from onestep_bench.report.kept import read_results, results_in
+    from onestep_bench.report.tables import executed_in, read_rows
 
     if source.is_file():
         return read_results(source)
     for folder in (source, source / "notebooks"):
         if folder.is_dir() and (notebooks := executed_in(folder)):
             return read_rows(notebooks)
-    if (source / "results.csv").is_file():
-        return read_results(source / "results.csv")
+    if source.is_dir() and (table := results_in(source)):
+        return read_results(table)
     what = "holds neither executed notebooks nor a results.csv" if source.is_dir() else "is not there"
     raise OnestepError(f"{source} {what}; name a report folder, a folder of executed notebooks, or a results.csv")
 
 
 def _condition(text: str) -> tuple[str, str]:
-    from onestep_bench.report.changes import CELL
+    from onestep_bench.report.changes import FIELDS
 
     name, equals, value = text.partition("=")
     if not equals:
         raise OnestepError(f"--where takes FIELD=VALUE, not {text!r}")
-    if name not in CELL:
-        raise OnestepError(f"--where knows no field {name!r}{near_miss(name, CELL)}")
+    if name not in FIELDS:
+        raise OnestepError(f"--where knows no field {name!r}{near_miss(name, FIELDS)}")
     return name, value
 
 
 def _chosen(rows, wanted: list[tuple[str, str]], source: Path):
     for name, value in wanted:
-        kept = rows[rows[name].map(str) == value]
+        texts = rows[name].map(_name_of)
+        kept = rows[texts == value]
         if kept.empty:
-            there = near_miss(value, set(rows[name].map(str)))
+            there = near_miss(value, set(texts))
             raise OnestepError(f"{source} has no scores of {name}={value}{there}")
         rows = kept
     return rows
+
+
+def _name_of(value: object) -> str:
+    """A field's value as a person writes it: 500, not 500.0."""
+    return f"{value:.12g}" if isinstance(value, float) else str(value)
 
 
 # ---- for a program ---------------------------------------------------------------------------------------------------
@@ -115,13 +124,15 @@ def _print(found, options: argparse.Namespace) -> None:
     print(f"A: {options.a}\nB: {options.b}\n")
     print("\n".join(_assumed(found)) + "\n")
     shown = cells if options.all else cells[cells["verdict"].isin(_SHOWN) | _dearer(cells)]
-    # What was said of all cells is told once; worst first.
-    shown = shown.sort_values(["p_holm", "p"], kind="stable")
+    # What was said of all cells is told once; worst first, before all those that diverged, which need no test.
+    untested = shown["p_holm"].isna() & shown["verdict"].isin(_SURE)
+    ranked = shown.assign(p_holm=shown["p_holm"].mask(untested, -1.0)).sort_values(["p_holm", "p"], kind="stable")
+    shown = shown.loc[ranked.index]
     if len(shown):
         print_table(_table(shown, cells))
         print()
     if len(shown) < len(cells):
-        print(f"{len(cells) - len(shown)} cells in which nothing changed are not shown; --all prints them")
+        print(f"not shown: {_count(len(cells) - len(shown))} in which nothing changed; --all prints them")
     for name, frame in (("A", found.only_before), ("B", found.only_after)):
         for line in _only(frame):
             print(f"only in {name}: {line}")
@@ -133,13 +144,14 @@ def _print(found, options: argparse.Namespace) -> None:
 def _assumed(found) -> list[str]:
     cells = found.cells
     paired, percent = int((cells["paired"] & cells["p"].notna()).sum()), f"{100 * found.level:g} %"
+    what = _WHAT.format(_count(len(cells)))
     if not found.tested:
-        return [_WHAT.format(len(cells)), "No cell has noise to compare with: scores are equal, or of single runs."]
+        return [what, "No cell has noise to compare with: scores are equal, or of single runs."]
     lines = [
-        _WHAT.format(len(cells)),
+        what,
         f"Noise: {percent} t intervals over training runs, for normal differences; paired where two or more runs share "
-        f"their seeds ({paired} cells), else Welch's ({found.tested - paired}).",
-        f"Worse and better are by p after Holm's correction for {found.tested} comparisons: if nothing had changed, "
+        f"their seeds ({_count(paired)}), else Welch's ({found.tested - paired}).",
+        f"Worse and better are by p after Holm's correction ({_count(found.tested)}): if nothing had changed, "
         f"one such word or more would stand here for at most {100 * (1 - found.level):g} of 100 pairs of runs.",
         "Perhaps: outside the cell's own interval, but not after that correction.",
     ]
@@ -149,7 +161,28 @@ def _assumed(found) -> list[str]:
             f"In half of them no change of less than {share} could have been told from noise; more training "
             "seeds, or fewer cells (--where), would sharpen this."
         )
-    return lines
+    return lines + _of_two_runs(found)
+
+
+def _of_two_runs(found) -> list[str]:
+    """What cannot be told where one side has two runs: the spread of two numbers is hardly known."""
+    from scipy import stats
+
+    tested = found.cells[found.cells["p"].notna()]
+    few = int(tested["runs"].map(lambda runs: min(map(int, runs.split(", ")))).eq(2).sum())
+    if not few:
+        return []
+    reach = {runs: stats.t.ppf((1 + found.level) / 2, runs - 1) for runs in (2, 3, 5)}
+    return [
+        f"Two runs: in {_count(few)} of {found.tested} tested a side has no more, and of two runs the spread is hardly "
+        f"known: an interval is {reach[2]:.3g} standard errors to each side (of three pairs {reach[3]:.2g}, of five "
+        f"{reach[5]:.2g}), before any correction. Only a change many times the noise can be told; that nothing is "
+        "called worse does not say that nothing got worse. Take three runs or more, better five, to decide anything."
+    ]
+
+
+def _count(cells: int) -> str:
+    return f"{cells} cell{'s' * (cells != 1)}"
 
 
 def _dearer(cells):

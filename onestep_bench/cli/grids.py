@@ -28,6 +28,8 @@ from onestep_bench.units import duration
 
 _NOTEBOOKS = "default: `notebooks` in the grid, else notebooks/ beside its folder, else in this one"
 _OUT = "default: `out` in the grid, else reports/NAME beside the notebooks found, else in this folder"
+_SOURCE = "the grid, or a folder of executed notebooks, or of a report's results.csv alone"
+_LEAN = "what a repository keeps: no SVG, links to notebooks instead of pages made of them, results.csv.gz"
 _SCALE = "of every budget, 0.001 to try a grid out; such a run has results of its own, in reports/NAME-scale0.001"
 _INSECURE = "speak to scheduler and workers in the clear (tcp://): whoever reaches them runs code as you"
 _NO_DASHBOARD = "start no dashboard; it is on this machine's 127.0.0.1:8787, where others who log in here may read it"
@@ -45,7 +47,8 @@ def add_commands(commands) -> None:
         sub = commands.add_parser(command.__name__.strip("_"), help=text, description=text)
         sub.set_defaults(command=command)
         if command is _report:
-            sub.add_argument("grid", type=Path, metavar="FILE.yaml|DIR", help="the grid, or executed notebooks")
+            sub.add_argument("grid", type=Path, metavar="FILE.yaml|DIR", help=_SOURCE)
+            sub.add_argument("--lean", action="store_true", help=_LEAN)
         else:
             sub.add_argument("grid", type=Path, metavar="FILE.yaml", help="the grid")
         sub.add_argument("--notebooks", type=Path, metavar="DIR", help=_NOTEBOOKS)
@@ -302,10 +305,10 @@ def _status(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     if options.grid.is_dir():
-        _render(_executed(options.grid), options.out)
+        _render(_executed(options.grid), options.out, lean=options.lean)
         return 0
     grid = _grid(options)
-    _render(grid)
+    _render(grid, lean=options.lean)
     statuses = progress.survey(grid)
     _tell_outdated(statuses)
     missing = [status.cell.id for status in statuses if status.state not in ("done", "outdated")]
@@ -315,17 +318,21 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _executed(folder: Path) -> Path:
-    if not any(folder.glob("*.ipynb")):
-        raise OnestepError(f"{folder} holds no executed notebooks; name the folder that papermill wrote them to")
+    from onestep_bench.report.kept import results_in
+
+    if not any(folder.glob("*.ipynb")) and not results_in(folder):
+        raise OnestepError(
+            f"{folder} holds neither executed notebooks nor a results.csv; name the folder that papermill wrote to"
+        )
     return folder
 
 
-def _render(source: Grid | Path, out: Path | None = None) -> None:
+def _render(source: Grid | Path, out: Path | None = None, *, lean: bool = False) -> None:
     # Figures go to files: a window system, or a broken one, must not matter.
     os.environ.setdefault("MPLBACKEND", "agg")
     from onestep_bench.report import page
 
-    print(f"report: {page.render(source, out)}")
+    print(f"report: {page.render(source, out, lean=lean)}")
 
 
 def _exit_code(statuses: list[Status]) -> int:

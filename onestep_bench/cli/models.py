@@ -14,8 +14,6 @@ MODEL = (
     "a SlimFlow .pth; an https address; a name of the EDM zoo"
 )
 SAMPLER = "default: euler; see onestep-bench list samplers"
-# One step of these is no generator: the mean of all data, at most.
-_TEACHERS = ("edm", "rectified-flow", "ddpm")
 
 
 def add_commands(commands) -> None:
@@ -101,11 +99,12 @@ def _sample(options: argparse.Namespace) -> int:
 
 def _blur(method: str) -> str:
     """What one step would be a blur of; empty for a method that makes one-step models."""
-    from onestep_bench.models.model import FOREIGN
+    from onestep_bench.methods.teacher import TEACHERS
+    from onestep_bench.models import FOREIGN
 
     if method == FOREIGN:
         return "if this is a teacher, one step of it"
-    return f"one step of a teacher ({method})" if method in _TEACHERS else ""
+    return f"one step of a teacher ({method})" if method in TEACHERS else ""
 
 
 def _add_evaluate(commands) -> None:
@@ -181,7 +180,7 @@ def _push(options: argparse.Namespace) -> int:
 
     rows = recorded(options.record) if options.record else []
     denoiser, told = hub.about(options.source)
-    own = sum(row["model"] == told.get("model") for row in rows)
+    own = sum(row["model"] == told.get("model") and row["purpose"] != "search" for row in rows)
     if options.record and not own:
         raise OnestepError(f"{options.record} has no score of {options.source}; name the record of its run, or none")
     name = options.repo.rstrip("/").rpartition("/")[2]

@@ -2,11 +2,11 @@
 
 import argparse
 import shutil
-import uuid
 from pathlib import Path
 
 import onestep_bench
 from onestep_bench.errors import OnestepError
+from onestep_bench.store.files import new_folder
 
 _PACKAGE = Path(onestep_bench.__file__).parent
 _FOLDERS = ("notebooks", "params")
@@ -21,8 +21,11 @@ jupyter lab                                  # begin with notebooks/tour.ipynb
 onestep-bench --help                         # plan, status and report of a grid; other people's models; the store
 ```
 
-`notebooks/report.ipynb` draws the run with `notebooks = "../reports/quickstart/notebooks"`. Models, pairs and scores
-are kept under `~/.cache/onestep_bench`, or where ONESTEP_STORE says.
+`report.html` opens in any browser; in JupyterLab right-click it, *Open in New Browser Tab*, and open the executed
+notebooks, whose links are refused there, from the folder `executed`. `notebooks/report.ipynb` draws the run with
+`notebooks = "../reports/quickstart/notebooks"`, and `notebooks/explore.ipynb` puts its models under sliders with
+`report = "../reports/quickstart"`. Models, pairs and scores are kept under `~/.cache/onestep_bench`, or where
+ONESTEP_STORE says.
 """
 
 
@@ -36,11 +39,11 @@ def add_commands(commands) -> None:
 
 def _start(options: argparse.Namespace) -> int:
     files = _files()
-    try:
-        _write(options.folder, files)
-    except OSError as error:
-        why = error.strerror or error
-        raise OnestepError(f"cannot write {options.folder}: {why}; free space or choose another folder") from error
+    with new_folder(options.folder) as folder:
+        for name, source in files.items():
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, folder / name)
+        (folder / "README.md").write_text(_README.format(version=onestep_bench.__version__), encoding="utf-8")
     print(f"{options.folder}: {' and '.join(_FOLDERS)}; {options.folder / 'README.md'} says how to go on")
     return 0
 
@@ -55,26 +58,3 @@ def _files() -> dict[Path, Path]:
     if {path.parts[0] for path in whole} != set(_FOLDERS):
         raise OnestepError(f"there are no notebooks and params in {origin}; reinstall onestep-bench")
     return {path: origin / path for path in whole}
-
-
-def _write(folder: Path, files: dict[Path, Path]) -> None:
-    """Write all of it or nothing."""
-    exists = folder.exists()
-    if exists and (not folder.is_dir() or any(folder.iterdir())):
-        raise OnestepError(f"{folder} is there already, and is no empty folder; choose another name")
-    # An empty folder may be one that a shell stands in, or a mounted disk: it is filled, not replaced.
-    beside = folder if exists else folder.absolute().parent
-    beside.mkdir(parents=True, exist_ok=True)
-    temporary = beside / f".start-{uuid.uuid4().hex}"
-    try:
-        for name, source in files.items():
-            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(source, temporary / name)
-        (temporary / "README.md").write_text(_README.format(version=onestep_bench.__version__), encoding="utf-8")
-        if not exists:
-            temporary.rename(folder)
-            return
-        for entry in sorted(temporary.iterdir()):
-            entry.rename(folder / entry.name)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

@@ -10,7 +10,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "choice": ["of_report", "of_store"],
-        "pictures": ["between", "level", "side_by_side", "slerp"],
+        "pictures": ["between", "level", "side_by_side", "slerp", "walk"],
         "panels": ["levels", "morph", "samples"],
         "chart": ["figure", "read_scores", "Scores", "scores_of"],
         "recipe": ["cell", "designer", "Recipe"],

@@ -102,7 +102,11 @@ def _controls():
             said.value = f"<p role='alert'>{escape(str(error))}</p>"
             return
         line.value, grid.value = made.line, made.grid
-        said.value = f"Save the YAML as <code>params/{made.name}.yaml</code>, then <code>onestep-bench run</code> it."
+        path = f"params/{made.name}.yaml"
+        said.value = (
+            "In a terminal, in the folder that holds <code>notebooks/</code>: the line; or save the YAML there as "
+            f"<code>{path}</code> and <code>onestep-bench run {path}</code>."
+        )
 
     for widget in (*asked.values(), steps, options):
         widget.style.description_width = "7em"

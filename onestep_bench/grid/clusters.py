@@ -12,7 +12,7 @@ import os
 import shutil
 import subprocess
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Lock
@@ -74,26 +74,38 @@ def connected(
     here = _described(cluster, shared, **how) if cluster else _local(gpus, workers, **how)
     # Without a dashboard the port has nothing to tell; its other pages do no harm, but name cells and files.
     silent = {} if dashboard else {"distributed.scheduler.http.routes": []}
-    with dask.config.set(_FREEZE | silent), here as started, _client(started) as client:
-        if not cluster:
-            client.register_plugin(OwnSession())
+    further = () if cluster else (OwnSession(),)
+    with dask.config.set(_FREEZE | silent), here as started, _client(started, plugins=further) as client:
         yield client
 
 
 @contextmanager
-def _client(address: object, credentials: Security | None = None) -> Iterator[Client]:
+def _client(
+    address: object, credentials: Security | None = None, *, plugins: Iterable[WorkerPlugin] = ()
+) -> Iterator[Client]:
     try:
         client = Client(address, timeout=_TIMEOUT, set_as_default=False, security=credentials)
     except (OSError, ValueError) as error:
         if credentials:
-            raise OnestepError(f"no scheduler at {address} answers to your certificate; see Dask's `tls`") from error
+            raise OnestepError(
+                f"no scheduler at {address} answers to your certificate: none runs there, or it trusts others; "
+                "see Dask's `tls`"
+            ) from error
         raise OnestepError(f"no scheduler answers at {address}; start one with `dask scheduler`") from error
     try:
-        client.register_plugin(Devices())
-        client.register_plugin(Inside())
+        _equip(client, [Devices(), Inside(), *plugins])
         yield client
     finally:
         client.close()
+
+
+def _equip(client: Client, plugins: Iterable[WorkerPlugin]) -> None:
+    """Every worker is told at once, so the death of one is heard here."""
+    try:
+        for plugin in plugins:
+            client.register_plugin(plugin)
+    except OSError as error:
+        raise OnestepError(f"lost the scheduler or a worker as the run began ({error}); run again") from error
 
 
 # ---- this machine ----------------------------------------------------------------------------------------------------
@@ -110,16 +122,19 @@ def _local(gpus: int, workers: int | None, *, insecure: bool, dashboard: bool) -
     for spec in specs.values():
         # Not below /tmp/dask-scratch-space, which is whoever's came first.
         spec["options"] |= {"security": own, "local_directory": str(own_temporary())}
-    with (
-        dask.config.set(_CALM),
-        SpecCluster(
-            workers=specs,
-            scheduler={"cls": Scheduler, "options": scheduler},
-            security=own,
-            silence_logs=logging.CRITICAL,
-        ) as cluster,
-    ):
+    options = {"workers": specs, "scheduler": {"cls": Scheduler, "options": scheduler}, "security": own}
+    with dask.config.set(_CALM), _started(options) as cluster:
         yield cluster
+
+
+def _started(options: dict) -> SpecCluster:
+    try:
+        return SpecCluster(**options, silence_logs=logging.CRITICAL)
+    except RuntimeError as error:
+        raise OnestepError(
+            f"{len(options['workers'])} workers could not be started ({error}), for want of memory perhaps; "
+            "run again, or with fewer --workers"
+        ) from error
 
 
 def worker_specs(devices: list[str], cores: int, gpus: int, workers: int | None) -> dict:

@@ -10,6 +10,7 @@ torchrun.
 """
 
 import ctypes
+import hashlib
 import json
 import os
 import shutil
@@ -19,8 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -31,8 +32,8 @@ from onestep_bench.grid.cells import RUNNING, STAMP, Cell, Status, executed_path
 from onestep_bench.grid.locks import held
 from onestep_bench.grid.parameters import read_notebook
 from onestep_bench.store.artifacts import WAITING
-from onestep_bench.store.files import own_folder, write_json
-from onestep_bench.store.notes import SCRATCH, noted
+from onestep_bench.store.files import own_folder, own_temporary, write_json
+from onestep_bench.store.notes import RANKS, SCRATCH, noted
 from onestep_bench.units import duration, size
 
 _POLL = 0.2  # seconds between two looks at a running cell
@@ -85,14 +86,11 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
     failed_path(cell, folder).unlink(missing_ok=True)
     write_json(scratch / RUNNING, {"host": socket.gethostname(), "started": time.time()})
     started = time.perf_counter()
-    with (
-        tempfile.TemporaryDirectory(prefix="onestep-", dir=_place_of_sockets()) as sockets,
-        open(scratch / "log", "wb") as log,
-    ):
+    with _private_folder(scratch) as private, open(scratch / "log", "wb") as log:
         job = {"notebook": str(cell.notebook), "parameters": cell.parameters, "ranks": cell.gpus}
-        write_json(scratch / "job.json", {**job, "supervisor": os.getpid(), "sockets": sockets})
+        write_json(private / "job.json", {**job, "scratch": str(scratch)})
         process = subprocess.Popen(
-            [sys.executable, "-m", "onestep_bench.grid.execution", str(scratch)],
+            [sys.executable, "-m", "onestep_bench.grid.execution", str(private), str(os.getpid())],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=subprocess.STDOUT,
@@ -114,10 +112,26 @@ def _attempt(cell: Cell, folder: Path, scratch: Path, environment: Mapping[str, 
     return replace(status_of(cell, folder), mistake=mistake)
 
 
+@contextmanager
+def _private_folder(scratch: Path) -> Iterator[Path]:
+    """A folder on this machine that nobody else may enter, as scratch may be a group's: what is run, and its sockets.
+
+    It is the cell's by its name, so that what a killed run left there goes with the next one.
+    """
+    name = hashlib.sha256(os.fsencode(scratch.absolute())).hexdigest()[:16]
+    folder = own_temporary(_place_of_sockets()) / name
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(mode=0o700)
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _place_of_sockets() -> str:
     """Where a folder's path leaves room: a socket's may have some hundred bytes in all."""
     place = tempfile.gettempdir()
-    return place if len(os.fsencode(place)) < 60 else "/tmp"
+    return place if len(os.fsencode(place)) < 50 else "/tmp"
 
 
 def _watch(process: subprocess.Popen, cell: Cell, unwanted: Callable[[], bool]) -> str | None:
@@ -241,25 +255,35 @@ def _partial_path(scratch: Path, rank: int) -> Path:
 # ---- inside the process ----------------------------------------------------------------------------------------------
 
 
-def main(scratch: Path, *, rank: int | None = None) -> int:
-    """Execute the notebook of a scratch folder; the exit code. rank: None in the process the supervisor started."""
-    job = json.loads((scratch / "job.json").read_text())
-    if rank is None:
-        _die_with(job["supervisor"])
-        if job["ranks"] > 1:
-            _become_torchrun(job["ranks"], scratch)
-    else:
-        _die_with(os.getppid())
-    connection = Path(job["sockets"]) / f"kernel-{rank or 0}.json"
-    why, mistake = _papermill(Path(job["notebook"]), _partial_path(scratch, rank or 0), job["parameters"], connection)
-    outcome = {"rank": rank or 0, "why": why, "mistake": mistake, "time": time.time()}
-    write_json(scratch / f"outcome-{rank or 0}.json", outcome)
+def main(private: Path, parent: int, *, rank: int | None = None) -> int:
+    """Execute the notebook of a job; the exit code.
+
+    private: the folder of job.json. parent: the process without which this one ends. rank: None in the process that the
+    supervisor started.
+    """
+    _die_with(parent)
+    job = json.loads((private / "job.json").read_text())
+    if rank is None and job["ranks"] > 1:
+        _become_torchrun(job["ranks"], private)
+    place, scratch = rank or 0, Path(job["scratch"])
+    connection = private / f"kernel-{place}.json"
+    why, mistake = _papermill(Path(job["notebook"]), _partial_path(scratch, place), job["parameters"], connection)
+    write_json(scratch / f"outcome-{place}.json", {"rank": place, "why": why, "mistake": mistake, "time": time.time()})
     return 1 if why else 0
 
 
-def _become_torchrun(ranks: int, scratch: Path) -> None:
-    words = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}"]
-    os.execv(sys.executable, [*words, "-m", "onestep_bench.grid.execution", str(scratch), "rank"])
+def _become_torchrun(ranks: int, private: Path) -> None:
+    """Left to itself, torchrun listens on a port of every network, and unpickles what anybody leaves there.
+
+    So its processes, and the ranks, find each other by files, and speak to each other on the loopback.
+    """
+    os.environ |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", RANKS: str(private / "ranks")}
+    for library in ("GLOO", "NCCL"):
+        os.environ.setdefault(f"{library}_SOCKET_IFNAME", "lo" if sys.platform == "linux" else "lo0")
+    words = [sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={ranks}", f"--log-dir={private}"]
+    words += ["--rdzv-backend=c10d", f"--rdzv-endpoint={private / 'torchrun'}", "--rdzv-conf=store_type=file"]
+    words += ["--local-addr=127.0.0.1", "-m", "onestep_bench.grid.execution", str(private), str(os.getpid()), "rank"]
+    os.execv(sys.executable, words)
 
 
 def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path) -> tuple[str, bool]:
@@ -271,7 +295,7 @@ def _papermill(notebook: Path, partial: Path, parameters: dict, connection: Path
     from traitlets.config import Config
 
     # Kernels that start at one time take each other's TCP ports, now and then, and everybody on the machine reaches
-    # those. Sockets are files, in a folder that only this user may enter.
+    # those. Sockets are files.
     manager = {"transport": "ipc", "connection_file": str(connection)}
     try:
         papermill.execute_notebook(
@@ -311,4 +335,4 @@ def _die_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(Path(sys.argv[1]), rank=int(os.environ["RANK"]) if sys.argv[2:] else None))
+    sys.exit(main(Path(sys.argv[1]), int(sys.argv[2]), rank=int(os.environ["RANK"]) if sys.argv[3:] else None))

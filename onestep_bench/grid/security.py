@@ -106,7 +106,8 @@ def _with_dashboard(make: object, arguments: dict, where: str, dashboard: bool) 
         ]
         return arguments | {"scheduler_options": options, "worker_extra_args": own}
     if kind == "ssh":
-        return arguments | {"scheduler_options": options | (arguments.get("scheduler_options") or {})}
+        shown = {"scheduler_options": options, "worker_options": {"dashboard_address": "127.0.0.1:0"}}
+        return arguments | {name: told | (arguments.get(name) or {}) for name, told in shown.items()}
     if "dashboard_address" in inspect.signature(make).parameters:
         return {"dashboard_address": options["dashboard_address"] if dashboard else None} | arguments
     if not dashboard:

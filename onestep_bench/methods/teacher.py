@@ -9,6 +9,9 @@ from onestep_bench.losses import velocity_loss
 from onestep_bench.methods import Method, Nets, register
 from onestep_bench.paths import FLOW, VE, VP, alphas_cumprod
 
+# Names of the methods here, one step of which is the mean of all that they know.
+TEACHERS = ("edm", "rectified-flow", "ddpm")
+
 
 @dataclass(frozen=True)
 class EDMConfig:

@@ -93,9 +93,10 @@ def export(denoiser: Denoiser, file: Path, format: str) -> Export:
     with replacing(file) as temporary:
         run = _to_onnx(program, temporary) if format == "onnx" else _to_torch(program, temporary)
         difference = max(_difference(generator, run, count) for count in (1, 3))
-    if not difference < _CLOSE:
-        file.unlink()
-        raise OnestepError(f"{file}: its images differ from torch's by {difference:.1e}; export in the other format")
+        if not difference < _CLOSE:
+            raise OnestepError(
+                f"{file}: its images differ from torch's by {difference:.1e}; export in the other format"
+            )
     one = inputs(generator, 1)
     with torch.inference_mode():
         times = [cost.latency_ms(lambda call=call: call(*one), "cpu")[0] for call in (run, generator)]

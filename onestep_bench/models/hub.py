@@ -4,7 +4,6 @@ What is taken in is data alone: two files by their names, weights by the hash th
 else that a repository may hold.
 """
 
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -18,7 +17,7 @@ from onestep_bench.models import checkpoints
 from onestep_bench.models.checkpoints import CONFIG, WEIGHTS
 from onestep_bench.models.model import Model
 from onestep_bench.models.pretrained import CARD, find, load_pretrained
-from onestep_bench.store.files import file_digest, replacing, write_json, write_text
+from onestep_bench.store.files import file_digest, new_folder, replacing, write_json, write_text
 
 # What config.json says beside the network: how the model came about, and the hash of its weights.
 ABOUT = ("model", "method", "settings", "cost", "source")
@@ -79,20 +78,9 @@ def pull(repo: str, out: Path | None = None, *, revision: str | None = None) -> 
     not exist or holds no such model, for weights of another hash, and where the folder is not empty.
     """
     out = Path(out or repo.rstrip("/").rpartition("/")[2])
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise OnestepError(f"{out} is there already; name another folder with -o")
-    try:
-        out.absolute().parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as name:
-            fetched = Path(name) / "fetched"
-            fetched.mkdir()
-            _fetch(repo, fetched, revision)
-            _check(repo, fetched)
-            if out.exists():
-                out.rmdir()
-            os.replace(fetched, out)
-    except OSError as error:
-        raise OnestepError(f"cannot write {out}: {error.strerror}; free space or choose another folder") from error
+    with new_folder(out) as folder:
+        _fetch(repo, folder, revision)
+        _check(repo, folder)
     return out
 
 
@@ -116,6 +104,8 @@ def _fetch(repo: str, folder: Path, revision: str | None) -> None:
                 found = api.hf_hub_download(repo, name, revision=revision, local_dir=place)
                 shutil.copyfile(found, folder / name)
         return
+    if revision:
+        raise OnestepError(f"{repo} is a folder, which has no revisions; leave --revision out")
     source = Path(repo).expanduser()
     if not source.is_dir():
         raise OnestepError(f"no folder {source}; correct the path, or name a repository of the Hub as USER/NAME")
@@ -126,7 +116,15 @@ def _fetch(repo: str, folder: Path, revision: str | None) -> None:
 
 
 def _check(repo: str, folder: Path) -> None:
-    told = checkpoints.describe(folder).get(HASH)
+    try:
+        told = checkpoints.describe(folder).get(HASH)
+        _check_hash(repo, folder, told)
+        checkpoints.load(folder)
+    except OnestepError as error:  # which names a folder that will be gone
+        raise OnestepError(str(error).replace(str(folder), repo)) from error
+
+
+def _check_hash(repo: str, folder: Path, told: object) -> None:
     if told is None:
         raise OnestepError(
             f"{repo}: its {CONFIG} tells no hash of the weights; pull what `onestep-bench push` put there"
@@ -135,7 +133,6 @@ def _check(repo: str, folder: Path) -> None:
         raise OnestepError(
             f"{repo}: {WEIGHTS} has SHA-256 {found}, and its {CONFIG} tells {told}; do not use these weights"
         )
-    checkpoints.load(folder)
 
 
 @contextmanager
@@ -167,12 +164,22 @@ def _reaching(repo: str) -> Iterator:
         status = getattr(error.response, "status_code", None)
         if status in (401, 403):
             raise OnestepError(f"{repo}: the Hub does not let you ({status}); {login}") from error
+        if status == 400:
+            raise OnestepError(
+                f"{repo}: the Hub does not take this: {_brief(error.server_message or error)}"
+            ) from error
         raise OnestepError(f"{repo}: the Hub answers {status}; try again later") from error
-    except (errors.HTTPError, ConnectionError) as error:
-        reason = str(error).split("\n")[0][:120]
+    except (errors.HTTPError, ConnectionError, TimeoutError) as error:
         raise OnestepError(
-            f"{repo}: the Hub cannot be reached ({reason}); push to a folder, or try again online"
+            f"{repo}: the Hub cannot be reached ({_brief(error)}); push to a folder, or try again online"
         ) from error
+    # Of what a card says, a licence that the Hub does not know say; and of the transfer of large files.
+    except (ValueError, RuntimeError, errors.XetDownloadError) as error:
+        raise OnestepError(f"{repo}: the Hub does not take this, or the transfer broke: {_brief(error)}") from error
+
+
+def _brief(error: object) -> str:
+    return " ".join(str(error).split())[:160]
 
 
 def _api():

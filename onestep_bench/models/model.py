@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -37,6 +38,10 @@ class Model:
         """The weights' average (EMA), on `device()`, in eval mode."""
         denoiser = checkpoints.load(self.artifact.folder, str(device()), self.file)
         return denoiser.on(self.path).eval() if self.path else denoiser
+
+    def unload(self) -> None:
+        """Give back the memory of the weights; `denoiser` loads them again."""
+        self.__dict__.pop("denoiser", None)  # where cached_property keeps it
 
     @property
     def file(self) -> str:
@@ -160,9 +165,11 @@ class Model:
 
 def stored() -> list[Model]:
     """Every whole model of the store, the last used first."""
-    records = [path / store.META for path in store.root().glob("model-*") if "." not in path.name]
-    found = sorted((path for path in records if path.exists()), key=lambda path: -path.stat().st_mtime_ns)
-    return [Model(store.Artifact(path.parent)) for path in found]
+    used = {}
+    for folder in (path for path in store.root().glob("model-*") if "." not in path.name):
+        with suppress(OSError):  # it is damaged, or was removed meanwhile
+            used[folder] = (folder / store.META).stat().st_mtime_ns
+    return [Model(store.Artifact(folder)) for folder in sorted(used, key=used.get, reverse=True)]
 
 
 def check_whole(model: Model | None) -> None:

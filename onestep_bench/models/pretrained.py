@@ -16,7 +16,7 @@ from onestep_bench.models.zoo import edm, slimflow
 from onestep_bench.models.zoo.slimflow import AnySize
 from onestep_bench.store.artifacts import few, one_key
 from onestep_bench.store.downloads import fetch
-from onestep_bench.store.files import file_digest, write_text
+from onestep_bench.store.files import file_digest, new_folder, write_text
 
 FORMATS = ("edm", "gdd", "slimflow")
 _KIND = "model-"  # how the store key of a model begins
@@ -121,18 +121,20 @@ CARD = "README.md"
 
 
 def import_model(source: str, out: Path, *, format: str | None = None, resolution: int | None = None) -> list[str]:
-    """Write `model.safetensors`, `config.json` and a model card into `out`; returns what there is to say of it.
+    """Write `model.safetensors`, `config.json` and a model card into `out`, a new folder, or nothing.
 
-    source, format and resolution: as `models.load_pretrained` takes them, and with its errors. config.json holds
-    the network, how it is called, its path, and the name and SHA-256 of the file it was read from.
+    Returns what there is to say of it. source, format and resolution: as `models.load_pretrained` takes them, and with
+    its errors. config.json holds the network, how it is called, its path, and the name and SHA-256 of the file it was
+    read from.
     """
     file = find(source)
     denoiser = load_pretrained(file, format=format, resolution=resolution)
     weights = file / checkpoints.WEIGHTS if file.is_dir() else file
     origin = {"name": str(source), "file": weights.name, "sha256": file_digest(weights)}
-    checkpoints.save(denoiser, out, path=denoiser.path.spec(), source=origin)
     about = facts(denoiser)
-    write_text(out / CARD, _card(out.resolve().name, about, origin))
+    with new_folder(out) as folder:
+        checkpoints.save(denoiser, folder, path=denoiser.path.spec(), source=origin)
+        write_text(folder / CARD, _card(out.resolve().name, about, origin))
     told = [f"{out}: " + ", ".join(about.values())]
     if isinstance(denoiser.net, AnySize):
         side = denoiser.net.config["img_resolution"]

@@ -16,5 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "statistics": ["components", "differences", "generalisation_gap", "rank_disagreement"],
         "recipes": ["results", "search_table"],
         "samples": ["sample_sheet"],
+        "judged": ["judged_by"],
     },
 )

@@ -15,16 +15,18 @@ def card(name: str, facts: dict[str, str], told: dict, rows: list[dict], licence
     """README.md, whose header the Hub reads.
 
     facts: of the network, see `pretrained.facts`. told: see `models.hub.about`. rows: score rows of a record, of which
-    those of this model count, and for intervals its recipe's other training runs. licence: as the Hub names one.
+    those of this model count, and for intervals its recipe's other training runs; rows of a search do not. licence: as
+    the Hub names one.
     """
-    lines = _scores(told, rows)
+    lines = _scores(told, [row for row in rows if row["purpose"] != "search"])
     header = {"library_name": "onestep_bench", "tags": ["onestep-bench", "diffusion", "image-generation"]}
     header |= {"license": licence} if licence else {}
-    header |= {"model-index": [{"name": name, "results": [_result(line) for line in lines]}]} if lines else {}
+    finite = [_result(line) for line in lines if np.isfinite(line["fid"])]
+    header |= {"model-index": [{"name": name, "results": finite}]} if finite else {}
     parts = [
         f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
         f"# {name}",
-        _origin(told),
+        _origin(told) + _licence(told, licence),
         _table(("", ""), list(facts.items())),
         f"```\nonestep-bench pull REPOSITORY -o {name}\nonestep-bench sample {name}/{_asked(lines)} -o sheet.png\n```",
     ]
@@ -46,9 +48,16 @@ def _origin(told: dict) -> str:
     if "method" in told and told["method"] != "foreign":
         return f"Trained by `{told['method']}` of onestep_bench (`{told['model']}` in the store it comes from)."
     source = told.get("source", {})
-    return (
-        f"Read from `{source.get('file') or source.get('name', 'a file')}`; its weights stay under their own licence."
-    )
+    return f"Read from `{source.get('file') or source.get('name', 'a file')}`."
+
+
+def _licence(told: dict, licence: str) -> str:
+    """What the header cannot say: whose licence binds weights that were made from somebody else's."""
+    if "method" not in told or told["method"] == "foreign":
+        return " Its weights stay under their own licence."
+    if told.get("cost", {}).get("kimg", 0) is None:
+        return " Part of its lineage was trained elsewhere, whose licence may bind these weights too."
+    return "" if licence else " No licence was named for its weights."
 
 
 def _scores(told: dict, rows: list[dict]) -> list[dict]:
@@ -67,9 +76,9 @@ def _scores(told: dict, rows: list[dict]) -> list[dict]:
                 and tuple(row[key] for key in _PLACE) == place
                 and row["size"] == found[0]["size"]
             ):
-                runs[row["model"]].append(row["fid"])
+                runs[row["model"]].append(float(row["fid"]))  # JSON has no NaN: kernels write 'nan'
         bounds = interval([np.mean(values) for values in runs.values()])
-        fids = [row["fid"] for row in found]
+        fids = [float(row["fid"]) for row in found]
         lines.append(found[0] | {"fid": float(np.mean(fids)), "seeds": len(fids), "runs": len(runs), "bounds": bounds})
     return lines
 
@@ -91,17 +100,19 @@ _HEADINGS = (
 def _cells(line: dict) -> tuple:
     low, high = line["bounds"]
     over = f"{low:.4g} to {high:.4g} ({line['runs']} runs)" if np.isfinite(low) else "one run"
-    floor = "" if line["floor"] is None else f"{line['floor']:.4g}"
-    shown = (line["dataset"], line["split"], line["features"], line["sampler"], line["steps"], f"{line['nfe']:g}")
+    floor, nfe = ("" if line[name] is None else f"{float(line[name]):.4g}" for name in ("floor", "nfe"))
+    shown = (line["dataset"], line["split"], line["features"], line["sampler"], line["steps"], nfe)
     return (*shown, line["samples"], f"{line['fid']:.4g}", floor, over)
 
 
 def _about_scores(lines: list[dict]) -> str:
     seeds = sorted({line["seeds"] for line in lines})
-    words = " or ".join(map(str, seeds))
+    words = f"{' or '.join(map(str, seeds))} sampling seed{'s' * (seeds != [1])}"
+    warnings = "".join(f" Warning: {text}." for text in dict.fromkeys(line["warning"] for line in lines) if text)
     return (
-        f"Means over {words} sampling seeds. Floor: what real images of the other split score. Only rows of one "
-        "protocol compare; the Frechet distance is FID only where the judge is Inception."
+        f"Means over {words}; intervals over training runs of one recipe.{warnings} Floor: what real images of the "
+        "other split score. Only rows of one protocol compare; the Frechet distance is FID only where the judge is "
+        "Inception."
     )
 
 
@@ -114,7 +125,7 @@ def _result(line: dict) -> dict:
     metric = {"type": "frechet-distance", "value": line["fid"]}
     metric |= {"name": f"{line['features']}, {line['split']} split, {line['steps']} steps of {line['sampler']}"}
     return {
-        "task": {"type": "unconditional-image-generation"},
+        "task": {"type": "image-generation"},
         "dataset": {"type": line["dataset"], "name": line["dataset"], "split": line["split"]},
         "metrics": [metric],
     }

@@ -18,6 +18,7 @@ from onestep_bench.report.statistics import RUN, difference
 SCORED = ["dataset", "split", "features"]
 DRAWN = ["label", "saw", "variant", "size", "sampler", "steps", "weights"]
 CELL = [*SCORED, *DRAWN, "kimg"]
+FIELDS = [name for name in CELL if name != "variant"]  # those that rows have
 _COLUMNS = ["before", "after", "change", "low", "high", "p", "p_holm", "error", "freedom", "paired", "runs", "verdict"]
 _COSTS = ["passes", "passes_after", "seconds", "seconds_after", "busy"]
 

@@ -23,10 +23,11 @@ _ZOOM = "wheel![event.ctrlKey || event.metaKey]"
 
 
 def figures() -> list[dict]:
-    """One dict per figure: id, title, x (a column), rows, ..., and its specification on a logarithmic and a linear y.
+    """One dict per figure: title, x (a column), rows, ..., and its specification on a logarithmic and a linear y.
 
     rows: 'last' for each label's largest budget, or 'all'. steps: 'one' for the fewest of those chosen, or 'all'.
-    sizes: 'chosen' or 'all'. series: the columns that a line's points have in common.
+    sizes: 'chosen' or 'all'. series: the columns that a line's points have in common. order: the column along which it
+    joins them.
     """
     model = ["label", "size", "sampler", "saw", "recipe"]
     over = [
@@ -43,6 +44,8 @@ def figures() -> list[dict]:
             "steps": steps,
             "sizes": "all" if x == "params" else "chosen",
             "series": series,
+            # A measured time may put two numbers of steps the wrong way round.
+            "order": "steps" if x == "latency_ms" else x,
             "log": _scatter(x, title, base, "log"),
             "linear": _scatter(x, title, base, "linear"),
         }
@@ -71,18 +74,20 @@ def _bundle() -> str:
 def _scatter(x: str, title: str, base: int, scale: str) -> dict:
     chart = alt.Chart(alt.NamedData("points"))
     place = [_axis(alt.X, x, title, "log", base), _axis(alt.Y, "y", None, scale)]
-    floor = alt.Chart(alt.NamedData("floor")).mark_rule(strokeDash=[2, 3], color="#888").encode(alt.Y("y:Q"))
-    lines = chart.mark_line(strokeWidth=1.4).encode(*place, color=_own("colour"), detail="series:N", order=f"{x}:Q")
-    bars = chart.mark_rule().encode(place[0], alt.Y("low:Q"), alt.Y2("high"), color=_own("colour"))
+    floor = alt.Chart(alt.NamedData("floor")).mark_rule(strokeDash=[2, 3], color="#888", aria=False)
+    floor = floor.encode(alt.Y("y:Q"))
+    lines = chart.mark_line(strokeWidth=1.4, aria=False)
+    lines = lines.encode(*place, color=_own("colour"), detail="series:N", order="order:Q")
+    bars = chart.mark_rule(aria=False).encode(place[0], alt.Y("low:Q"), alt.Y2("high"), color=_own("colour"))
     bars = bars.encode(strokeWidth=alt.StrokeWidth("width:Q", scale=None))
     return _whole(floor, lines, bars, _dots(chart.encode(*place)))
 
 
 def _dots(chart: alt.Chart) -> alt.Chart:
-    """Markers, by which a figure is dragged and zoomed."""
+    """Markers, by which a figure is dragged and zoomed; screen readers tell their column `about`."""
     shape = alt.Shape("shape:N", scale=None, legend=None)
     dots = chart.mark_point(filled=True, size=64, opacity=1, cursor="pointer")
-    dots = dots.encode(color=_own("colour"), shape=shape)
+    dots = dots.encode(color=_own("colour"), shape=shape, description="about:N")
     return dots.add_params(alt.selection_interval(name="window", bind="scales", zoom=_ZOOM))
 
 

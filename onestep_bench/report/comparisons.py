@@ -98,7 +98,7 @@ def two_by_two(
     axes.set_ylabel(f"{distance(rows)},\nlower is better")
     axes.legend(title="trained on", loc="upper left", bbox_to_anchor=(1.01, 1.02), frameon=False)
     label_points(axes, points, taken=floor_line(axes, rows))
-    caption(axes, f"{_place(rows)}. {spread_words(lines)}", protocol_words(rows))
+    caption(axes, f"{_place(rows)}. {spread_words(lines)}", protocol_words(rows), down=26)
     return figure
 
 
@@ -153,12 +153,11 @@ def held_out(
     axes.set_xlabel(f"{score} to the training split")
     axes.set_ylabel(f"{score} to the test split")
     name_ends(axes, [(gap.train, gap.test, _with_steps(gap), looks[gap.label][0]) for gap in gaps.itertuples()])
-    runs = f"n = {gaps['runs'].min()}" + (f" to {gaps['runs'].max()}" if gaps["runs"].nunique() > 1 else "")
     caption(
         axes,
         f"{rows['dataset'].iloc[0]}, {chosen['size'].iloc[0]}. Solid: equal distances. Dotted, or below the figure: "
         f"what real images of the other split score ({brief(floors['floor_train'])} and "
-        f"{brief(floors['floor_test'])}). Error bars: 95 % t intervals over training runs ({runs}).",
+        f"{brief(floors['floor_test'])}). {_runs_in_words('Error bars', gaps['runs'])}",
     )
     return figure
 
@@ -197,8 +196,8 @@ def judges(
         column = [(ranks[judge][i], name, scores[judge][i]) for i, name in scores["name"].items()]
         name_column(axes, side, column, contradicted)
     words = (
-        f"{len(found.pairs)} pairs of methods are ordered differently by differences larger than their 95 % intervals "
-        "before both judges: their methods are coloured."
+        "Pairs of methods that are ordered differently by differences larger than their 95 % intervals before both "
+        f"judges: {len(found.pairs)}, coloured."
         if len(found.pairs)
         else "No pair of methods is ordered differently by differences larger than their 95 % intervals before both."
     )
@@ -265,9 +264,17 @@ def copying(
         f"{rows['dataset'].iloc[0]}, {chosen['size'].iloc[0]}, {rows['features'].iloc[0]} features. Distance of a "
         "sample to the nearest training image over that to the nearest held-out one, median, over the same of held-out "
         "images. "
-        f"Left of the dotted line ({COPY:g}) a method is called copying. Lines: 95 % t intervals over training runs.",
+        f"Left of the dotted line ({COPY:g}) a method is called copying. {_runs_in_words('Lines', names['size'])}",
     )
     return figure
+
+
+def _runs_in_words(drawn: str, runs: pd.Series) -> str:
+    """What the bars of a figure are; of single runs there are none."""
+    low, high = int(runs.min()), int(runs.max())
+    if high < 2:
+        return "Single training runs: no intervals."
+    return f"{drawn}: 95 % t intervals over training runs (n = {low if low == high else f'{low} to {high}'})."
 
 
 def _place(rows: pd.DataFrame) -> str:

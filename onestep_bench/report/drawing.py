@@ -193,7 +193,7 @@ def _range(numbers: pd.Series) -> str:
 
 def caption(axes: Axes, *paragraphs: str, down: float = 38) -> None:
     """What was measured and how, small and under the plot."""
-    wide = int(axes.figure.get_figwidth() * 15)
+    wide = int(axes.figure.get_figwidth() * 14)
     axes.annotate(
         "\n".join(line for words in paragraphs for line in textwrap.wrap(words, wide)),
         (0, 0),

@@ -36,7 +36,7 @@ from onestep_bench.report.tables import brief, drawable, is_teacher, large, mill
 PUBLISHED = Path(__file__).with_name("published.csv")
 
 _CLAIMED = "0.55"
-_NAMED = 8  # series that one figure has room to name at their points
+_NAMED = 6  # series that one figure has room to name at their points, between error bars
 _CURVES = 12  # curves over steps that the eye can follow; of more, each model has a row of its own
 _MANY = 14  # series that one figure can hold; of more, one size of each label is drawn
 _APART = (0.0, 0.03, -0.03, 0.06, -0.06)  # by which shares of the axis points at one place step aside
@@ -63,7 +63,7 @@ def fid_vs_steps(rows: pd.DataFrame, *, published: bool = True, looks: Looks | N
     if lines.empty:
         raise OnestepError("nothing to draw: no score is a positive number")
     lines, words = _one_size(lines)
-    claims = _claims(rows) if published else _no_claims()
+    claims = claims_beside(rows) if published else _no_claims()
     if lines.groupby(["label", "size", "kimg"], dropna=False).ngroups > _CURVES:
         return _steps_in_rows(rows, lines, claims, words, looks)
     figure, axes = blank(high=5.4 if len(claims) else 4.6)
@@ -141,7 +141,7 @@ def fid_vs_params(rows: pd.DataFrame, *, steps: int = 1, published: bool = True,
     rows, looks = _ready(rows, looks)
     every, lines, high = _at(rows, steps)
     lines = largest_budget(lines)
-    claims = _claims(rows) if published else _no_claims()
+    claims = claims_beside(rows) if published else _no_claims()
     claims = claims[claims["nfe"] == steps]
     figure, axes = blank(high=5.6 if len(claims) else 4.6)
     for (label, _), own in lines.groupby(["label", "kimg"], dropna=False):
@@ -214,7 +214,8 @@ def _against(rows, every, lines, x: str, words: str, steps: int | None, looks: L
     """Curves over x, one per (label, size), each named once: at its end, or of all steps in a legend."""
     lines, sizes = _one_size(lines)
     figure, axes = blank()
-    curves = [own.sort_values(x) for _, own in lines.groupby(["label", "size"])]
+    # Of budgets in their order, of steps in theirs: a measured time may put two of them the wrong way round.
+    curves = [own.sort_values("steps" if steps is None else x) for _, own in lines.groupby(["label", "size"])]
     curves.sort(key=lambda own: -own["fid_mean"].iloc[0 if steps is None else -1])
     drawn = [curve(axes, own, x, looks[own["label"].iloc[0]], linewidth=0.9, alpha=0.9) for own in curves]
     # A line of budgets or steps may come from above.
@@ -337,7 +338,7 @@ def _caption(axes: Axes, rows, lines, words: str, claims: pd.DataFrame, more: st
     caption(axes, " ".join(filter(None, parts)), protocol_words(rows))
 
 
-def _claims(rows: pd.DataFrame) -> pd.DataFrame:
+def claims_beside(rows: pd.DataFrame) -> pd.DataFrame:
     """Published figures that the rows may be set beside: same data set, Inception features, training images.
 
     The papers' FIDs are against the training images (or against all of those there are).

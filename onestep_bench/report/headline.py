@@ -17,7 +17,7 @@ def headline(rows: pd.DataFrame) -> dict:
 
     places: of each data set, judge and split {words, cells: of each number of steps {winner, score, lead, verdict} or
     None}. Students alone win; teachers are told beside them. verdict: 'larger' than its interval, 'within' or
-    'unknown'.
+    'unknown'. A cell is None where no student has a score there that is a number.
     """
     if rows.empty:
         return {"compared": [], "means": "", "steps": [], "places": []}
@@ -39,7 +39,7 @@ def _compared(rows: pd.DataFrame) -> list[str]:
     sizes = ", ".join(sorted(set(rows["size"]), key=size_order))
     runs = rows.groupby(["label", "size"])[["teacher_seed", "train_seed"]].apply(lambda own: len(own.drop_duplicates()))
     trained = _range(int(runs.min()), int(runs.max()))
-    seeds = rows.groupby(["label", "size", "model"])["seed"].nunique()
+    seeds = rows.groupby(["label", "size", "model"], dropna=False)["seed"].nunique()
     drawn = _range(int(seeds.min()), int(seeds.max()))
     return [
         f"{who}{beside}.",
@@ -87,20 +87,19 @@ def _winner(rows: pd.DataFrame) -> dict | None:
 
 def _lead(rows: pd.DataFrame, lines: pd.DataFrame) -> dict:
     """How far the first line is before the second, and from whom it cannot be told."""
-    if len(lines) < 2:
+    samplers = rows.groupby("label")["sampler"].nunique()
+    own, *others = dict.fromkeys(_called(line, samplers) for _, line in lines.iterrows())
+    if not others:
         return {"lead": "the only one", "verdict": "alone", "level": ""}
-    names = _names(rows)
-    own = _called(lines.iloc[0], names)
     ahead = {
         (pair.second if pair.first == own else pair.first): _ahead(pair, own)
         for pair in differences(rows, of=own).itertuples(index=False)
     }
-    next_one = _called(lines.iloc[1], names)
-    gap, low, high, verdict = ahead[next_one]
+    gap, low, high, verdict = ahead[others[0]]
     interval = f" ({measured(low)} to {measured(high)})" if verdict != "unknown" else ""
     level = sorted(name for name, (*_, told) in ahead.items() if told == "within")
     words = "; ".join(level[:_FEW]) + (f" and {len(level) - _FEW} more" if len(level) > _FEW else "")
-    return {"lead": f"{measured(gap)}{interval} before {next_one}", "verdict": verdict, "level": words}
+    return {"lead": f"{measured(gap)}{interval} before {others[0]}", "verdict": verdict, "level": words}
 
 
 def _ahead(pair, own: str) -> tuple[float, float, float, str]:
@@ -110,12 +109,8 @@ def _ahead(pair, own: str) -> tuple[float, float, float, str]:
     return pair.difference, pair.low, pair.high, pair.verdict
 
 
-def _names(rows: pd.DataFrame) -> pd.Series:
-    """How many samplers each label has here: of several, differences name the sampler too."""
-    return rows.groupby("label")["sampler"].nunique()
-
-
 def _called(line: pd.Series, samplers: pd.Series) -> str:
+    """A line's name as `differences` has it: of a label with several samplers it tells which."""
     return f"{line['label']}, {line['sampler']}" if samplers[line["label"]] > 1 else line["label"]
 
 
@@ -126,7 +121,8 @@ def _teacher(rows: pd.DataFrame) -> str:
     if lines.empty or not np.isfinite(lines["fid_mean"]).any():
         return ""
     best = lines.loc[lines["fid_mean"].idxmin()]
-    return f"{measured(best['fid_mean'])}: {best['label']}, {best['size']}, {brief(best['nfe'])} evaluations"
+    spent = f"{brief(best['nfe'])} evaluations" if np.isfinite(best["nfe"]) else f"{best['steps']} steps"
+    return f"{measured(best['fid_mean'])}: {best['label']}, {best['size']}, {spent}"
 
 
 def _count(number: int, noun: str) -> str:

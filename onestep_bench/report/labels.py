@@ -5,9 +5,12 @@ from itertools import product
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
 from matplotlib.path import Path
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
+
+from onestep_bench.report.tables import measured
 
 # By hand: where our points crowd, adjustText leaves names on names, and textalloc's lines to names cross other points.
 
@@ -48,7 +51,7 @@ def name_ends(axes: Axes, points: list[tuple], size: float = 8.5) -> None:
 def name_column(axes: Axes, side: int, column: list[tuple], bold: set[str]) -> None:
     """Write (height, name, number) beside the left (0) or right (1) edge of axes, the names in `bold` in black."""
     for height, name, number in column:
-        words = f"{name}   {number:.3g}" if side == 0 else f"{number:.3g}   {name}"
+        words = f"{name}   {measured(number)}" if side == 0 else f"{measured(number)}   {name}"
         axes.annotate(
             words,
             (side, height),
@@ -95,7 +98,7 @@ def label_points(axes: Axes, points: list[tuple], taken: Iterable[Text] = ()) ->
     boxes = [text.get_window_extent() for text in taken]
     drawn = [(line, line.get_transform().transform_path(line.get_path())) for line in axes.get_lines()]
     dots = np.concatenate([path.vertices for _, path in drawn])
-    lines = [path for line, path in drawn if line.get_linestyle() != "None"]
+    lines = [path for line, path in drawn if line.get_linestyle() != "None"] + _error_bars(axes)
     frame = axes.get_window_extent().padded(-6)
     for x, y, name, colour, size in points:
         text = axes.annotate(
@@ -118,6 +121,12 @@ def label_points(axes: Axes, points: list[tuple], taken: Iterable[Text] = ()) ->
             lines.append(leader)
             ends = axes.transData.inverted().transform(leader.vertices)
             axes.plot(*ends.T, color=colour, linewidth=0.5, alpha=0.7, zorder=1, scalex=False, scaley=False)
+
+
+def _error_bars(axes: Axes) -> list[Path]:
+    """Those that were drawn, in pixels."""
+    found = [one for one in axes.collections if isinstance(one, LineCollection)]
+    return [path.transformed(one.get_transform()) for one in found for path in one.get_paths()]
 
 
 def _place(dot: np.ndarray, size: np.ndarray, angle: float, radius: float, far: bool) -> tuple[Bbox, Path | None]:

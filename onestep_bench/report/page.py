@@ -14,44 +14,60 @@ import pandas as pd
 
 from onestep_bench import __version__
 from onestep_bench.grid.cells import Cell, Grid, Status, executed_path, failed_path, status_of
-from onestep_bench.report import charts, provenance
+from onestep_bench.report import charts, kept, provenance
 from onestep_bench.report.executed import as_pages, environment
 from onestep_bench.report.headline import headline
 from onestep_bench.report.points import distance_name, score_table
 from onestep_bench.report.recipes import extended, results
 from onestep_bench.report.samples import named, on_page, one_a_name, sample_sheet
-from onestep_bench.report.sections import FILES, across, endings, protocols, save
-from onestep_bench.report.tables import BUSY, executed_in, read_rows, read_strips, summarise
+from onestep_bench.report.sections import FILES, across, endings, protocols, save, sizes_differ
+from onestep_bench.report.tables import (
+    BUSY,
+    executed_in,
+    read_rows,
+    read_strips,
+    summarise,
+)
 from onestep_bench.store.files import write_text
 
 _STATES = ("done", "outdated", "failed", "to do")
 
 
-def render(source: Grid | Path, out: Path | None = None) -> Path:
+def render(source: Grid | Path, out: Path | None = None, *, lean: bool = False) -> Path:
     """Write results.csv, summary.csv, figures, the notebooks' pages and report.html into `out`; the latter's path.
 
-    source: a grid, or a folder of executed notebooks. Of a grid's cells that are outdated the rows are labelled so.
-    out: default the grid's own folder, or the notebooks' folder. With several protocols each has figures of its own,
-    named after data set and features. Figures of an earlier rendering that no longer exist are removed.
+    source: a grid, or a folder of executed notebooks, or one that has only the results.csv of an earlier report. Of a
+    grid's cells that are outdated the rows are labelled so. out: default the grid's own folder, or `source`. With
+    several protocols each has figures of its own, named after data set and features. Figures of an earlier rendering
+    that no longer exist are removed. lean: write what a repository keeps: no SVG, no pages of notebooks, but
+    results.csv.gz; the report leads to the notebooks themselves, or, where they lie outside of `out`, keeps what they
+    recorded.
     """
     found = _found(source)
     out = out or found.home
-    rows = read_rows(found.notebooks, found.outdated)
-    strips = named(read_strips(found.notebooks, found.outdated), extended(rows))
-    write_text(out / "results.csv", rows.to_csv(index=False, lineterminator="\n"))
+    rows, recorded = _read(found)
+    strips = named(recorded, extended(rows))
+    apart = lean and not _beside(found, out)
+    table = kept.write(rows, recorded, out, packed=lean, record=apart)
+    if not apart and not found.table:
+        (out / kept.RECORD).unlink(missing_ok=True)
     write_text(out / "summary.csv", summarise(rows).to_csv(index=False, lineterminator="\n"))
-    scores = results(rows)
-    prints, parts, sheets = protocols(scores, out), across(scores, rows, out), _draw_sheets(one_a_name(strips), out)
+    scores, kinds = results(rows), ("png",) if lean else ("png", "svg")
+    prints, parts = protocols(scores, out, kinds), across(scores, rows, out, kinds)
+    sheets = _draw_sheets(one_a_name(strips), out)
     _remove_stale(out, {name for part in [*prints, *parts, *sheets] for name in part["files"]})
     origin = provenance.tables(rows, [*found.notebooks, *found.outdated])
     page = environment().get_template("report.html")
     text = page.render(
-        _told(found, out),
+        _told(found, out, lean, apart),
+        table=table,
         headline=headline(scores),
         notes=_notes(scores),
         parts=[part | {"tables": [table["caption"] for table in part["tables"]]} for part in parts],
         prints=[*prints, *({"words": part["title"], "files": part["files"]} for part in parts), *sheets],
         strips=len(strips),
+        recipes=bool(rows.attrs.get("recipes")),
+        kept=not apart,
         nearest=any(strip.get("nearest") for strip in strips),
         rows=len(rows),
         sources=provenance.sources(rows),
@@ -65,7 +81,10 @@ def render(source: Grid | Path, out: Path | None = None) -> Path:
 
 
 class _Found(NamedTuple):
-    """What there is to report. statuses: of a grid's cells. home: where its report goes by default."""
+    """What there is to report. statuses: of a grid's cells. home: where its report goes by default.
+
+    table: scores of an earlier report, where there are no notebooks.
+    """
 
     grid: Grid | None
     statuses: list[Status]
@@ -74,12 +93,14 @@ class _Found(NamedTuple):
     notebooks: list[Path]
     outdated: list[Path]
     failed: list[Path]
+    table: Path | None = None
 
 
 def _found(source: Grid | Path) -> _Found:
     if not isinstance(source, Grid):
-        failed = sorted(source.glob("*.failed.ipynb"))
-        return _Found(None, [], source, source, executed_in(source), [], failed)
+        notebooks, failed = executed_in(source), sorted(source.glob("*.failed.ipynb"))
+        table = None if notebooks or failed else kept.results_in(source)
+        return _Found(None, [], source, source, notebooks, [], failed, table)
     folder = source.executed
     statuses = [status_of(cell, folder) for cell in source.cells]
 
@@ -92,12 +113,27 @@ def _found(source: Grid | Path) -> _Found:
     return _Found(source, statuses, folder, source.out, those("done"), outdated, failed)
 
 
-def _told(found: _Found, out: Path) -> dict:
+def _read(found: _Found) -> tuple[pd.DataFrame, list[dict]]:
+    """Rows and strips."""
+    if found.table:
+        return kept.read_results(found.table), kept.read_record(found.table.parent)["strips"]
+    return read_rows(found.notebooks, found.outdated), read_strips(found.notebooks, found.outdated)
+
+
+def _beside(found: _Found, out: Path) -> bool:
+    """Whether the notebooks are in the report's folder, and go where it goes."""
+    notebooks = [*found.notebooks, *found.outdated]
+    return bool(notebooks) and all(path.resolve().is_relative_to(out.resolve()) for path in notebooks)
+
+
+def _told(found: _Found, out: Path, lean: bool, apart: bool) -> dict:
     """What the page says of its grid or folder; the notebooks' own pages are written along with it."""
     grid, folder, statuses = found.grid, found.folder, found.statuses
-    name = out.resolve().name if folder.name == "notebooks" else folder.name
+    name = out.resolve().name if folder.resolve().name == "notebooks" else folder.resolve().name
     read = len(found.notebooks) + len(found.outdated)
-    pages = as_pages([*found.notebooks, *found.outdated, *found.failed], out / "executed")
+    notebooks = [*found.notebooks, *found.outdated, *found.failed]
+    made = as_pages([] if lean else notebooks, out / "executed")
+    pages = {path: path for path in notebooks if not apart} if lean else made
     lines = provenance.cells(statuses, folder, pages, out) if grid else provenance.notebooks_of(folder, pages, out)
     return {
         "title": grid.title if grid else name,
@@ -108,17 +144,20 @@ def _told(found: _Found, out: Path) -> dict:
         "notebooks": read,
         "outdated": len(found.outdated),
         "outside": len(executed_in(folder)) - read,
+        "alone": found.table is not None,
     }
 
 
 def _data(rows: pd.DataFrame, parts: list[dict], origin: list[dict], strips: list[dict]) -> dict:
     """What the page's scripts read."""
     scored = len(results(rows)) > 0
+    left_out = [] if sizes_differ(rows) else ["params"]
     return {
         "scores": score_table(rows) if scored else None,
-        "figures": charts.figures() if scored else [],
+        "figures": [one for one in charts.figures() if scored and one["x"] not in left_out],
         "parts": [
-            {name: part[name] for name in ("tables", "pair")} | {"figure": part["pair"] and _figure_of(part["pair"])}
+            {name: part[name] for name in ("tables", "pair", "dataset")}
+            | {"figure": part["pair"] and _figure_of(part["pair"])}
             for part in parts
         ],
         "origin": origin,
@@ -175,16 +214,23 @@ def _notes(rows: pd.DataFrame) -> list[str]:
             "seconds, marked * in the tables, are too long."
         )
     sound = np.isfinite(rows["fid"]) & (rows["fid"] > 0)
-    for row in rows[~sound].itertuples(index=False):
-        name = f"{row.label}, {row.size}, {row.steps} steps, training seed {row.train_seed}, seed {row.seed}"
-        term = distance_name({row.features})
+    place = ["dataset", "features", "label", "size"]
+    counts = rows.groupby(place).size()
+    for key, own in rows[~sound].groupby(place, sort=True):
+        dataset, features, label, size = key
         notes.append(
-            f"{row.dataset}, {row.features} features: the {term} of {name} is {row.fid}: its mean is not drawn."
+            f"{dataset}, {features} features: {len(own)} of {counts[key]} scores of {label}, {size} are no "
+            f"{distance_name({features})} ({_listed(own['fid'])}; steps {_listed(own['steps'])}; training seeds "
+            f"{_listed(own['train_seed'])}): their means are not drawn."
         )
     warned = rows[rows["warning"].fillna("") != ""]
     for (dataset, features, warning), group in warned.groupby(["dataset", "features", "warning"], sort=True):
         notes.append(f"{dataset}, {features} features, {len(group)} of {len(rows)} scores: {warning}.")
     return notes
+
+
+def _listed(values: pd.Series) -> str:
+    return ", ".join(f"{value:g}" for value in values.drop_duplicates().sort_values())
 
 
 def _once(models: pd.Series) -> dict[tuple, int]:

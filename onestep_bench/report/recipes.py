@@ -101,15 +101,16 @@ def _order(recipes: dict[str, dict], recipe: str, name: str) -> tuple[bool, floa
 def search_table(rows: pd.DataFrame) -> pd.DataFrame:
     """What was tried to choose a setting: a line per recipe with its mean score, and which was chosen, the best.
 
-    Columns: dataset, features, label, size, setting (what differs between the recipes tried), fid (mean over runs of
-    the means over sampling seeds), runs, chosen. Only scores against the training split count: a search sees no other.
+    Columns: dataset, features, label, size, steps, setting (what differs between the recipes tried), fid (mean over
+    runs of the means over sampling seeds), runs, chosen. Only scores against the training split count: a search sees
+    no other.
     """
     searched = rows[(rows["purpose"] == "search") & (rows["split"] != "test")].fillna({"recipe": ""})
     recipes = rows.attrs.get("recipes", {})
-    columns = ["dataset", "features", "label", "size", "setting", "fid", "runs", "chosen"]
+    columns = ["dataset", "features", "label", "size", "steps", "setting", "fid", "runs", "chosen"]
     lines = []
     place = ["dataset", "features", "protocol", "label", "size", "sampler", "steps"]
-    for (dataset, features, _, label, size, *_), own in searched.groupby(place, sort=True):
+    for (dataset, features, _, label, size, _, steps), own in searched.groupby(place, sort=True):
         settings = differing(sorted(set(own["recipe"])), recipes, set())
         runs = run_means(own, ["recipe"]).groupby("recipe")["fid"]
         means = runs.agg(lambda values: values.mean(skipna=False))
@@ -120,5 +121,5 @@ def search_table(rows: pd.DataFrame) -> pd.DataFrame:
         ):
             setting = described(recipe, settings, recipes)
             chosen = bool(fid == means.min())
-            lines.append([dataset, features, label, size, setting, fid, int(runs.size()[recipe]), chosen])
+            lines.append([dataset, features, label, size, steps, setting, fid, int(runs.size()[recipe]), chosen])
     return pd.DataFrame(lines, columns=columns)

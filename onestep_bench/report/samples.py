@@ -29,7 +29,7 @@ def named(strips: list[dict], labels: dict[str, dict[tuple[str, str], str]]) -> 
         label = own.get(key, strip["label"] if key == ("", "") else None)
         if label and strip["label"] in labels:
             found.append(strip | {"label": label})
-    return sorted(found, key=strip_order)
+    return sorted(found, key=lambda strip: (*strip_order(strip), strip.get("kimg") or 0))
 
 
 def one_a_name(strips: list[dict]) -> list[dict]:
@@ -43,18 +43,45 @@ def one_a_name(strips: list[dict]) -> list[dict]:
 def on_page(strips: list[dict]) -> list[dict]:
     """Strips as the page's script takes them, each with its number of images and the pixels of their side.
 
-    nearest: {png, index}, of the training image nearest to each, in pixels; None of records without it.
+    name: what tells a strip from the others, its budget or sampler where these alone do. nearest: {png, index}, of the
+    training image nearest to each, in pixels; None of records without it.
+    Raises OnestepError for a picture that is damaged, or more than that: it stands in the page's styles as it is.
     """
-    names = ("dataset", "label", "size", "steps", "sampler", "kimg", "train_seed", "png")
+    keys = ("dataset", "label", "size", "steps", "sampler", "train_seed", "png")
     return [
-        {name: strip.get(name) for name in names} | {"nearest": strip.get("nearest"), **_measure(strip["png"])}
+        {key: strip.get(key) for key in keys}
+        | {"name": _told_apart(strip, strips), "nearest": _nearest(strip), **_measure(strip["png"])}
         for strip in strips
     ]
 
 
+def _told_apart(strip: dict, strips: list[dict]) -> str:
+    name = f"{strip['label']}, {strip['size']}, {strip['steps']} step{'s' * (strip['steps'] > 1)}"
+    alike = [one for one in strips if all(one[key] == strip[key] for key in ("dataset", "label", "size", "steps"))]
+    several = {key: len({str(one.get(key)) for one in alike}) > 1 for key in ("sampler", "kimg")}
+    name += f", {strip['sampler']}" if several["sampler"] else ""
+    return name + (f", {strip['kimg'] or 0:g} kimg" if several["kimg"] else "")
+
+
+def _nearest(strip: dict) -> dict | None:
+    found = strip.get("nearest")
+    if found is None:
+        return None
+    _measure(found["png"])
+    return {"png": found["png"], "index": found["index"]}
+
+
 def _measure(png: str) -> dict:
-    wide, high = Image.open(io.BytesIO(base64.b64decode(png))).size
+    wide, high = _opened(png).size
     return {"count": max(1, wide // high), "side": high}
+
+
+def _opened(png: str) -> Image.Image:
+    """The picture of a strip. Raises OnestepError unless it is base64 of a whole PNG, and nothing else."""
+    try:
+        return Image.open(io.BytesIO(base64.b64decode(png, validate=True)), formats=["PNG"]).convert("RGB")
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise OnestepError(f"a sample strip is damaged ({error}); run again the cell that drew it") from error
 
 
 @styled
@@ -103,10 +130,7 @@ def _same_model(one: dict, other: dict) -> bool:
 
 def _enlarged(png: str, target: int = 80) -> np.ndarray:
     """The images of a strip, at most `COLUMNS`, enlarged by a whole factor and set apart by white."""
-    try:
-        strip = Image.open(io.BytesIO(base64.b64decode(png)), formats=["PNG"]).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise OnestepError(f"a sample strip is damaged ({error}); run again the cell that drew it") from error
+    strip = _opened(png)
     side = strip.height
     factor = max(1, round(target / side))
     count = min(COLUMNS, max(1, strip.width // side))

@@ -26,10 +26,14 @@ FILES = (
 )  # fmt: skip
 
 
-def protocols(rows: pd.DataFrame, out: Path) -> list[dict]:
+_ONE_SIZE = 1.2  # times the parameters: an embedding of a second time adds less
+
+
+def protocols(rows: pd.DataFrame, out: Path, kinds: tuple[str, ...]) -> list[dict]:
     """Draw the figures of each protocol into `out`, of each data set first that which counts most: {words, files}.
 
-    That is the test split, judged by a judge that knows classes. It has all figures, the others three.
+    That is the test split, judged by a judge that knows classes. It has all figures, the others three at most.
+    kinds: of the files of each figure, 'png' and 'svg'.
     """
     looks = looks_of(rows["label"])
     groups = sorted((group for _, group in rows.groupby(PROTOCOL)), key=weight)
@@ -39,7 +43,7 @@ def protocols(rows: pd.DataFrame, out: Path) -> list[dict]:
     for group, ending in zip(groups, endings(names), strict=True):
         first = group["dataset"].iloc[0] not in seen
         seen.add(group["dataset"].iloc[0])
-        files = _drawn(_figures(group, looks, first=first), ending, out)
+        files = _drawn(_figures(group, looks, first=first), ending, out, kinds)
         sections.append({"words": _in_words(group), "files": files})
     return sections
 
@@ -52,9 +56,10 @@ def _figures(rows: pd.DataFrame, looks: dict, *, first: bool) -> dict[str, Calla
     steps = int(lines["steps"].min())
     draw = {
         "fid_vs_steps": partial(figures.fid_vs_steps, rows, looks=looks),
-        "fid_vs_params": partial(figures.fid_vs_params, rows, steps=steps, looks=looks),
         "fid_vs_cost": partial(figures.fid_vs_cost, rows, steps=steps, looks=looks),
     }
+    if sizes_differ(lines[lines["steps"] == steps]) or len(figures.claims_beside(rows)):
+        draw["fid_vs_params"] = partial(figures.fid_vs_params, rows, steps=steps, looks=looks)
     more = {
         "fid_vs_latency": partial(figures.fid_vs_latency, rows, looks=looks),
         "two_by_two": partial(comparisons.two_by_two, rows),
@@ -62,7 +67,12 @@ def _figures(rows: pd.DataFrame, looks: dict, *, first: bool) -> dict[str, Calla
     return draw | more if first else draw
 
 
-def _drawn(draw: dict[str, Callable[[], Figure]], ending: str, out: Path) -> list[str]:
+def sizes_differ(rows: pd.DataFrame) -> bool:
+    """Whether models can be told apart over their parameters; those of one size would stand on each other."""
+    return bool(rows["params"].max() > _ONE_SIZE * rows["params"].min())
+
+
+def _drawn(draw: dict[str, Callable[[], Figure]], ending: str, out: Path, kinds: tuple[str, ...]) -> list[str]:
     """Write the figures for which the rows suffice; their file names."""
     files = []
     for name, figure in draw.items():
@@ -70,7 +80,7 @@ def _drawn(draw: dict[str, Callable[[], Figure]], ending: str, out: Path) -> lis
             made = figure()
         except OnestepError:  # rows of a small study, or of an older version, have nothing for it
             continue
-        files += [save(made, out / f"{name}{ending}.{kind}") for kind in ("png", "svg")]
+        files += [save(made, out / f"{name}{ending}.{kind}") for kind in kinds]
     return files
 
 
@@ -111,18 +121,19 @@ def _in_words(rows: pd.DataFrame) -> str:
 # ---- across protocols ------------------------------------------------------------------------------------------------
 
 
-def across(rows: pd.DataFrame, searched: pd.DataFrame, out: Path) -> list[dict]:
-    """Parts of the page, only those there are: title, words, files drawn, and tables, each with a caption.
+def across(rows: pd.DataFrame, searched: pd.DataFrame, out: Path, kinds: tuple[str, ...]) -> list[dict]:
+    """Parts of the page, only those there are: title, words, data set, files drawn, and tables, each with a caption.
 
     rows: results. searched: all rows, with those of searches. A part with `pair` has a figure of its table's two
-    columns of these names, one against the other.
+    columns of these names, one against the other. kinds: as for `protocols`.
     """
     looks = looks_of(rows["label"])
     groups = list(rows.groupby("dataset", sort=True))
     parts = []
     for (dataset, own), ending in zip(groups, endings([name for name, _ in groups]), strict=True):
+        draw = partial(_drawn, ending=ending, out=out, kinds=kinds)
         found = [_differences, _splits, _judges, _copies, _spread]
-        parts += [_titled(part, dataset, len(groups)) for make in found if (part := make(own, looks, ending, out))]
+        parts += [_titled(part, dataset, len(groups)) for make in found if (part := make(own, looks, draw))]
     search = search_table(searched)
     if len(search):
         parts.append(_part("Search", _SEARCH, [], (f"{len(search)} settings", _search_lines(search))))
@@ -137,13 +148,14 @@ _SEARCH = (
 
 def _part(title: str, words: str, files: list[str], *tables: tuple[str, dict], pair: tuple[str, str] | None = None):
     named = [{"caption": caption, **table} for caption, table in tables if table["rows"]]
-    return {"title": title, "words": words, "files": files, "tables": named, "pair": pair}
+    return {"title": title, "words": words, "files": files, "tables": named, "pair": pair, "dataset": None}
 
 
 def _titled(part: dict, dataset: str, count: int) -> dict:
-    return part | {"title": f"{part['title']}: {dataset}"} if count > 1 else part
+    return part | {"title": f"{part['title']}: {dataset}" if count > 1 else part["title"], "dataset": dataset}
 
 
+_Draw = Callable[[dict[str, Callable[[], Figure]]], list[str]]  # what draws figures, by name; their files
 _OF_MODEL = [column("label", "method"), column("size", "size", "text", 1), column("steps", "steps", "number")]
 _INTERVAL = column("interval", "95 % interval", "interval", 1, "t interval over training runs")
 _RUNS = column("runs", "runs", "number", 3)
@@ -175,11 +187,11 @@ _OF_PAIRS = [
 ]
 
 
-def _splits(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
+def _splits(rows: pd.DataFrame, looks: dict, draw: _Draw) -> dict | None:
     gaps = generalisation_gap(pd.concat([own for _, own in by_judge(rows)]))
     if gaps.empty:
         return None
-    files = _drawn({"held_out": partial(comparisons.held_out, _primary(rows), looks=looks)}, ending, out)
+    files = draw({"held_out": partial(comparisons.held_out, _primary(rows), looks=looks)})
     gaps = gaps.sort_values(["features", "steps", "gap"], ascending=[True, True, False]).assign(interval=_bounds)
     words = (
         "Gap: distance to the held-out images less that to the training images. A model with a gap like that of its "
@@ -191,7 +203,7 @@ def _splits(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | N
     return _part("Train against test", words, files, (f"{len(gaps)} gaps", table), pair=("train", "test"))
 
 
-def _judges(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
+def _judges(rows: pd.DataFrame, looks: dict, draw: _Draw) -> dict | None:
     both, own = judged(rows), _of_split(rows)
     if both is None:
         return None
@@ -199,7 +211,7 @@ def _judges(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | N
         found = comparisons.compared(own)
     except OnestepError:  # two judges, but not on the split that counts
         return None
-    files = _drawn({"judges": partial(comparisons.judges, own, looks=looks)}, ending, out)
+    files = draw({"judges": partial(comparisons.judges, own, looks=looks)})
     columns = [column("first", "method"), column("second", "against")]
     columns += [column(judge, f"difference, {judge}", "measured") for judge in found.judges]
     left, right = found.judges
@@ -208,12 +220,13 @@ def _judges(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | N
         "than the 95 % interval of the difference, the order is the judge's, and nothing should be concluded from it. "
         f"Kendall's tau of the two orders is {found.tau:.2f}."
     )
-    pairs = (f"{len(found.pairs)} pairs that they order differently by more than noise", plain(found.pairs, columns))
+    told = f"pair{'s' * (len(found.pairs) != 1)} that they order differently by more than noise"
+    pairs = (f"{len(found.pairs)} {told}", plain(found.pairs, columns))
     return _part("Judges", words, files, pairs, (f"{len(both['rows'])} models before both", both), pair=("x", "y"))
 
 
-def _copies(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
-    files = _drawn({"copying": partial(comparisons.copying, _primary(rows), looks=looks)}, ending, out)
+def _copies(rows: pd.DataFrame, looks: dict, draw: _Draw) -> dict | None:
+    files = draw({"copying": partial(comparisons.copying, _primary(rows), looks=looks)})
     words = (
         "How near samples are to training images, measured by how near held-out images are: choose “NN ratio” as the "
         f"score in the figures. Below {COPY:g} a method is called copying."
@@ -221,7 +234,7 @@ def _copies(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | N
     return _part("Copies", words, files) if files else None
 
 
-def _differences(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
+def _differences(rows: pd.DataFrame, looks: dict, draw: _Draw) -> dict | None:
     rows = _first_protocol(rows)
     found = differences(rows)
     known = found[found["verdict"] != "unknown"]
@@ -251,7 +264,7 @@ def _methods(names: pd.Series, rows: pd.DataFrame) -> pd.Series:
     return names.map(lambda name: known.get(name) or known.get(name.rpartition(", ")[0]))
 
 
-def _spread(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | None:
+def _spread(rows: pd.DataFrame, looks: dict, draw: _Draw) -> dict | None:
     rows = _first_protocol(rows)
     found = components(rows)
     found = found[found[["teacher", "training"]].notna().any(axis=1)]
@@ -271,7 +284,8 @@ def _spread(rows: pd.DataFrame, looks: dict, ending: str, out: Path) -> dict | N
 def _search_lines(found: pd.DataFrame) -> dict:
     found = found.assign(chosen=found["chosen"].map({True: "chosen", False: ""}))
     columns = [column("label", "method"), column("size", "size", "text", 2), column("dataset", "data set", "text", 4)]
-    columns += [column("features", "judge", "text", 3), column("setting", "setting")]
+    columns += [column("features", "judge", "text", 3), column("steps", "steps", "number", 3)]
+    columns += [column("setting", "setting")]
     columns += [column("fid", "distance to training images", "measured"), _RUNS, column("chosen", "chosen")]
     return plain(found, columns)
 

@@ -30,8 +30,8 @@ _BETTER |= {"inception score": "higher", "class gap": "lower"}
 _COSTS = dict.fromkeys(
     ("FD", "FID", "FD-infinity", "KID", "passes (k)", "train MACs", "seconds", "latency ms"), "lower"
 )
-_NUMBERS = ["teacher_seed", "train_seed", "steps", "nfe", "seed", "fid", "floor", "nn_ratio", *QUALITIES, "params"]
-_NUMBERS += ["macs", "kimg", "passes", "train_macs", "samples", *MEASURED]
+NUMBERS = ["teacher_seed", "train_seed", "steps", "nfe", "seed", "fid", "floor", "nn_ratio", *QUALITIES, "params"]
+NUMBERS += ["macs", "kimg", "passes", "train_macs", "samples", *MEASURED]
 BUSY = 0.5  # cores that something else had, above which measured seconds are marked
 
 
@@ -79,29 +79,9 @@ def read_rows(notebooks: Path | Iterable[Path], outdated: Iterable[Path] = ()) -
                 further |= own
     rows = pd.DataFrame([row for row, _ in found.values()], columns=[*FIELDS, *further])
     # A column in which nothing was measured holds None: make it one of numbers.
-    rows = rows.assign(**{name: pd.to_numeric(rows[name]) for name in [*_NUMBERS, *further]})
+    rows = rows.assign(**{name: pd.to_numeric(rows[name]) for name in [*NUMBERS, *further]})
     rows = rows.sort_values(_ORDER, kind="stable", ignore_index=True)
     rows.attrs.update(metrics=further, recipes=recipes)
-    return rows
-
-
-def read_results(path: Path) -> pd.DataFrame:
-    """The rows of a results.csv, as `read_rows` gave them; what its recipes were is not in there.
-
-    Raises OnestepError for a file that is no such table.
-    """
-    texts = dict.fromkeys(FIELDS.keys() - set(_NUMBERS), str)  # a hash may look like a number
-    try:
-        rows = pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""])
-    except (ValueError, OSError) as error:
-        raise OnestepError(f"{path} cannot be read as a table of scores: {error}") from error
-    missing = sorted(FIELDS.keys() - LATER.keys() - set(rows))
-    if missing:
-        raise OnestepError(f"{path} is no results.csv of a report: it has no column {', '.join(missing)}")
-    rows = rows.assign(**{name: value for name, value in LATER.items() if name not in rows})
-    further = [name for name in rows if name not in FIELDS]
-    rows = rows[[*FIELDS, *further]].assign(**{name: pd.to_numeric(rows[name]) for name in [*_NUMBERS, *further]})
-    rows["warning"] = rows["warning"].fillna("")
     return rows
 
 
@@ -153,7 +133,7 @@ def executed_in(folder: Path) -> list[Path]:
 
 def _plain(key: str, value: object) -> object:
     """A table cell: nested values as one line of JSON; a kernel's 'nan' (JSON has no NaN) as the number again."""
-    if key in _NUMBERS and isinstance(value, str):
+    if key in NUMBERS and isinstance(value, str):
         return float(value)
     return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
 

@@ -252,10 +252,13 @@ class _Bench:
 
     @staticmethod
     def _score(seat: _Seat, found: Judged, samples: int) -> dict:
-        held_out = {"floor": None, "nn_ratio": None}
-        if isinstance(seat.against, Dataset):
-            held_out = real.held_out(seat.extractor, seat.against, found, samples)
-        return score(found, seat.reference) | held_out
+        scores = score(found, seat.reference)
+        if not isinstance(seat.against, Dataset):
+            return scores | {"floor": None, "nn_ratio": None}
+        scores |= real.held_out(seat.extractor, seat.against, found, samples)
+        if why := real.untold(seat.extractor, seat.against, seat.reference, samples):
+            scores |= {"nn_ratio": None, "warning": "; ".join(filter(None, [scores["warning"], why]))}
+        return scores
 
 
 def _enough(samples: int | None, data: Dataset | Statistics) -> int:

@@ -14,6 +14,9 @@ from onestep_bench.scoring.judging import Judged, on_quick_device, some
 from onestep_bench.store.files import write_json
 from onestep_bench.training.ranks import device_name
 
+_APART = 1000  # a neighbour ratio of held-out images beyond this, or below its inverse, is a distance over rounding
+_ROUNDING = 1e-10  # variance over squared mean of features in single precision that do not vary
+
 
 def held_out(extractor: FeatureExtractor, against: Dataset, samples: Judged, count: int) -> dict:
     """`floor` and `nn_ratio` of a score row of samples against one split; None where there is no other split.
@@ -58,3 +61,19 @@ def _of_real(extractor: FeatureExtractor, against: Dataset, count: int) -> dict:
 def _ratio_of_held_out(train: torch.Tensor, test: torch.Tensor) -> float:
     train, test = on_quick_device(train), on_quick_device(test)
     return metrics.neighbour_ratio(metrics.nearest(test, train), metrics.nearest(test, test, skip_self=True))
+
+
+def untold(extractor: FeatureExtractor, against: Dataset, reference: Judged, count: int) -> str:
+    """Why no `nn_ratio` can be told against a split, of which a judge made `reference`, in words; else ''."""
+    if against.split != "test" or len(against.splits) < 2:
+        return ""
+    if reference.cov.trace() <= _ROUNDING * (reference.mu @ reference.mu):
+        return f"all test images of {against.name} are alike to this judge: nothing tells copies from new images"
+    ratio = _of_real(extractor, against, count)["ratio"]
+    # Not so if it is no number; and of equal splits the store has one record, which may be that of train, without any.
+    if ratio is not None and 1 / _APART < ratio < _APART:
+        return ""
+    return (
+        f"most test images of {against.name} are among those to train on, or copies of each other: "
+        "nothing tells copies from new images"
+    )

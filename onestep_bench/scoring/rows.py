@@ -125,10 +125,14 @@ def bundles_in(notebook: Path) -> Iterator[dict]:
         bundles = [data[MIME] for data in found if MIME in data]
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise OnestepError(f"{notebook} is not a notebook; delete it and run the grid again") from error
-    for one in bundles:
-        if why := _misshapen(one):
-            raise OnestepError(f"{notebook} holds scores that nobody recorded so ({why}); delete it and run it again")
-        yield one
+    yield from (shaped(one, notebook) for one in bundles)
+
+
+def shaped(found: object, source: Path) -> dict:
+    """The bundle found in a file. Raises OnestepError if it is none that `bundle` would make."""
+    if why := _misshapen(found):
+        raise OnestepError(f"{source} holds scores that nobody recorded so ({why}); delete it and run it again")
+    return found
 
 
 def _misshapen(found: object) -> str:
@@ -164,7 +168,13 @@ def _misshapen_strip(strip: dict) -> str:
     for name, kind in kinds.items():
         if name not in strip or not isinstance(strip[name], kind) or isinstance(strip[name], bool):
             return f"{name} of a strip"
-    return ""
+    nearest = strip.get("nearest")
+    if nearest is not None and not (
+        isinstance(nearest, dict) and isinstance(nearest.get("png"), str) and isinstance(nearest.get("index"), list)
+    ):
+        return "nearest of a strip"
+    kimg = strip.get("kimg")
+    return "" if kimg is None or (type(kimg) in (int, float) and abs(kimg) < 1e300) else "kimg of a strip"
 
 
 def recorded(path: Path) -> list[dict]:

@@ -5,8 +5,11 @@ import hashlib
 import json
 import os
 import re
+import secrets
+import shutil
 import stat
 import tempfile
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,28 +27,33 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
+        temporary = _beside(path)
     except OSError as error:
         raise OnestepError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
-    temporary = Path(name)
     try:
         try:
             yield temporary
         except Exception as error:
             _tell_hidden(error, temporary)
             raise
+        share(temporary)
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
-        # mkstemp makes files private; an artifact is as readable as any other file the user makes.
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(0o666 & ~umask | (0o060 if is_shared(path.parent) else 0))
         os.replace(temporary, path)
     except OSError as error:
         raise OnestepError(f"cannot write {path}: {error.strerror}; free space or choose another folder") from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _beside(path: Path) -> Path:
+    """A new file beside `path`, empty and hidden, as readable as any other file that the user makes.
+
+    None of tempfile's: those are private, and who opens them up must ask for the umask, by setting it for all threads.
+    """
+    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}{path.suffix}")
+    os.close(os.open(beside, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    return beside
 
 
 def _tell_hidden(error: Exception, temporary: Path) -> None:
@@ -81,19 +89,27 @@ def own_folder(folder: Path) -> None:
 
 
 def share(path: Path) -> None:
-    """Let the group work with a file or folder as its owner does, if it is ours and lies in a shared folder."""
-    state = path.stat()
-    if state.st_uid == os.getuid() and is_shared(path.parent):
-        mode = stat.S_IMODE(state.st_mode)
-        path.chmod(mode | (mode & 0o700) >> 3 | (stat.S_ISGID if path.is_dir() else 0))
+    """Let the group work with a file or folder as its owner does, if it is ours and lies in a shared folder.
+
+    What a link leads to lies elsewhere, and stays as it is: whoever writes here could have put the link.
+    """
+    state = path.lstat()
+    if stat.S_ISLNK(state.st_mode) or state.st_uid != os.getuid() or not is_shared(path.parent):
+        return
+    handle = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(handle).st_mode
+        os.fchmod(handle, stat.S_IMODE(mode) | (mode & 0o700) >> 3 | (stat.S_ISGID if stat.S_ISDIR(mode) else 0))
+    finally:
+        os.close(handle)
 
 
-def own_temporary() -> Path:
-    """This user's folder for temporary files, onestep-UID, made if need be.
+def own_temporary(place: str | None = None) -> Path:
+    """This user's folder for temporary files, onestep-UID, made if need be. place: of it, by default tempfile's.
 
     Raises OnestepError if somebody else made it, or may enter it: names in /tmp are for the first who comes.
     """
-    folder = Path(tempfile.gettempdir(), f"onestep-{os.getuid()}")
+    folder = Path(place or tempfile.gettempdir(), f"onestep-{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         state = folder.lstat()
@@ -102,6 +118,36 @@ def own_temporary() -> Path:
     if not stat.S_ISDIR(state.st_mode) or state.st_uid != os.getuid() or state.st_mode & 0o077:
         raise OnestepError(f"{folder} is not yours alone; remove it, or set TMPDIR to a folder of yours")
     return folder
+
+
+@contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder; on success it is `path`, or fills it if that is an empty folder already.
+
+    On any error nothing is left of it. Raises OnestepError where `path` is there and no empty folder, and when the disk
+    is full or the folder cannot be written.
+    """
+    try:
+        exists = path.exists()
+        if exists and (not path.is_dir() or any(path.iterdir())):
+            raise OnestepError(f"{path} is there already, and is no empty folder; choose another name")
+        # An empty one may be where a shell stands, or a mounted disk: it is filled, not replaced.
+        beside = path if exists else path.absolute().parent
+        beside.mkdir(parents=True, exist_ok=True)
+        temporary = beside / f".new-{uuid.uuid4().hex}"
+        temporary.mkdir()
+        try:
+            yield temporary
+            if not exists:
+                temporary.rename(path)
+                return
+            for entry in sorted(temporary.iterdir()):
+                entry.rename(path / entry.name)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+    except OSError as error:
+        why = error.strerror or error
+        raise OnestepError(f"cannot write {path}: {why}; free space or choose another folder") from error
 
 
 def write_text(path: Path | str, text: str) -> None:

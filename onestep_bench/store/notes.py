@@ -8,6 +8,7 @@ from onestep_bench.errors import OnestepError
 
 SCRATCH = "ONESTEP_SCRATCH"  # in a grid's cell: its folder for what is not whole
 PROGRESS = "progress.json"  # in there: how far inside itself the cell is
+RANKS = "ONESTEP_RANKS"  # in a cell of several ranks: the file by which these find each other
 _FILE = "used.jsonl"
 
 

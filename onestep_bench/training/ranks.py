@@ -3,6 +3,8 @@
 Ranks are what torchrun starts: processes whose environment holds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and
 MASTER_PORT (a notebook's kernel inherits them). They run the same code; rank 0 alone writes. In a process that is no
 rank, every function here does nothing. The process group is joined at the first exchange and left at exit.
+
+torch's meeting place is a port that answers whoever comes. A grid's cell names a file in its place (ONESTEP_RANKS).
 """
 
 import atexit
@@ -19,12 +21,14 @@ import torch.distributed as dist
 from torch import Tensor
 
 from onestep_bench.errors import OnestepError
+from onestep_bench.store.notes import RANKS
 
 T = TypeVar("T")
 
 # Rank 0 may have to wait for another process that makes the same artifact, and the others for rank 0. A rank that died
 # is noticed at once however long this is, since its connections close.
 PATIENCE = timedelta(days=7)
+_GATHERING = timedelta(minutes=30)  # in which all ranks must come to the file; as long as torch's own place gives them
 _WHY = "onestep/why"
 
 
@@ -154,7 +158,8 @@ class _Group:
 
 @functools.cache
 def _join() -> _Group:
-    missing = [name for name in ("RANK", "MASTER_ADDR", "MASTER_PORT") if name not in os.environ]
+    place = os.environ.get(RANKS)
+    missing = [name for name in ("RANK", *(() if place else ("MASTER_ADDR", "MASTER_PORT"))) if name not in os.environ]
     if missing:
         raise OnestepError(f"WORLD_SIZE is {count()} without {', '.join(missing)}; start ranks with torchrun")
     backend, own = "gloo", None
@@ -163,8 +168,8 @@ def _join() -> _Group:
         torch.cuda.set_device(own)
         backend = "cpu:gloo,cuda:nccl"
     try:
-        store, rank, size = next(dist.rendezvous("env://"))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, device_id=own)
+        store = _file(place) if place else next(dist.rendezvous("env://"))[0]
+        dist.init_process_group(backend, store=store, rank=index(), world_size=count(), device_id=own)
         patient = dist.new_group(backend="gloo", timeout=PATIENCE)
     except RuntimeError as error:
         if dist.is_initialized():
@@ -172,6 +177,12 @@ def _join() -> _Group:
         raise OnestepError(f"rank {index()} of {count()} did not find the others ({_reason(error)})") from error
     atexit.register(_leave)
     return _Group(store, patient)
+
+
+def _file(place: str) -> dist.Store:
+    store = dist.FileStore(place, count())
+    store.set_timeout(_GATHERING)
+    return store
 
 
 def _leave(last_words: str = "") -> None:

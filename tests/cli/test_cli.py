@@ -219,7 +219,7 @@ def test_a_folder_of_executed_notebooks_is_reported_too(tmp_path, capsys):
     assert (tmp_path / "out" / "report.html").exists()
     (tmp_path / "empty").mkdir()
     assert main(["report", str(tmp_path / "empty")]) == 2
-    assert "holds no executed notebooks" in capsys.readouterr().err
+    assert "holds neither executed notebooks nor a results.csv" in capsys.readouterr().err
 
 
 def test_failed_cells_exit_with_1(path, capsys, pretend):
@@ -340,7 +340,7 @@ def test_an_interrupt_is_one_line_and_exits_with_130(path, monkeypatch, capsys):
 
     monkeypatch.setattr(clusters, "connected", interrupt)
     assert main(["run", path]) == 130
-    assert "interrupted; the same command goes on from here" in capsys.readouterr().err
+    assert "interrupted; run the same command again to go on" in capsys.readouterr().err
 
 
 def test_other_folders_by_option(path, tmp_path, capsys):

@@ -70,6 +70,30 @@ def test_import_can_insist_on_a_format(pickled, tmp_path, capsys):
     assert not (tmp_path / "b").exists()
 
 
+def test_an_import_is_whole_or_absent(pickled, tmp_path, capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    before = set(tmp_path.iterdir())
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrained, "write_text", interrupt)  # when the weights are there, and the card is not
+        assert main(["import", str(pickled), "-o", str(tmp_path / "ours")]) == 130
+    assert {path for path in tmp_path.iterdir() if path.name != "store"} == before
+    capsys.readouterr()
+    told(capsys, "import", pickled, "-o", tmp_path / "ours")
+    assert "is there already, and is no empty folder" in complaint(capsys, "import", pickled, "-o", tmp_path / "ours")
+
+
+def test_an_export_that_differs_leaves_the_one_before(pickled, tmp_path, capsys, monkeypatch):
+    (tmp_path / "g.pt2").write_bytes(b"yesterday's")
+    monkeypatch.setattr(export, "_traced", lambda generator: None)
+    monkeypatch.setattr(export, "_to_torch", lambda program, file: file.write_bytes(b"today's"))
+    monkeypatch.setattr(export, "_difference", lambda *_: 1.0)
+    asked = ("export", pickled, "--format", "torch-export", "-o", tmp_path / "g.pt2")
+    assert "images differ from torch's by 1.0e+00" in complaint(capsys, *asked)
+    assert (tmp_path / "g.pt2").read_bytes() == b"yesterday's"
+
+
 def test_import_says_what_it_had_to_guess(tmp_path, capsys):
     arguments = {"img_resolution": 16, "in_channels": 3, "out_channels": 3, "num_blocks": 1, "model_channels": 32}
     arguments |= {"channel_mult": [1, 2], "attn_resolutions": [8]}

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from distributed.comm import CommClosedError
 
 from onestep_bench.grid import clusters
 from onestep_bench.grid.clusters import Devices, connected, visible_gpus, worker_specs
@@ -175,3 +176,21 @@ def test_examples_for_slurm_make_job_scripts():
             script = cluster.job_script()
         assert f"--cpus-per-task={document['arguments']['job_cpu']}" in script
         assert f"--nthreads {document['arguments']['cores']}" in script
+
+
+def test_a_worker_that_is_ended_as_it_starts_is_one_line(tmp_path, monkeypatch, refuses):
+    def ended(**_):
+        raise RuntimeError("Nanny failed to start.")
+
+    monkeypatch.setattr(clusters, "SpecCluster", ended)
+    with refuses("3 workers could not be started (Nanny failed", "--workers"), connected(1, shared=tmp_path, workers=3):
+        pass
+
+
+def test_a_worker_that_dies_as_it_is_told_of_plugins_is_one_line(refuses):
+    class Losing:
+        def register_plugin(self, plugin):
+            raise CommClosedError("in <TLS (closed)>: Stream is closed")
+
+    with refuses("lost the scheduler or a worker as the run began", "Stream is closed", "run again"):
+        clusters._equip(Losing(), [Devices()])

@@ -368,7 +368,7 @@ def test_an_interrupted_and_a_killed_run_go_on_where_they_were(tmp_path):
     os.killpg(interrupted.pid, signal.SIGINT)  # as a terminal does
     output, errors = interrupted.communicate(timeout=300)
     assert interrupted.returncode == 130
-    assert errors == "onestep-bench: interrupted; the same command goes on from here\n"
+    assert errors == "onestep-bench: interrupted; run the same command again to go on\n"
     assert wait(lambda: not any(map(alive, family)))
     assert [file.name for file in grid.executed.iterdir()] == ["first.ipynb"]
     assert {file.suffix for file in (grid.out / ".cells").iterdir()} == {".lock"}
@@ -405,23 +405,54 @@ def test_two_runs_of_one_grid_share_its_cells(tmp_path):
     assert len(list((tmp_path / "reports" / "tiny" / "notebooks").glob("*.ipynb"))) == 3
 
 
-ALL_REDUCE = """
-import os, torch, torch.distributed as dist
-dist.init_process_group("gloo")
-x = torch.tensor(float(dist.get_rank() + 1))
-dist.all_reduce(x)
-dist.destroy_process_group()
-print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], "sum", x.item())
+AVERAGE = """
+import os, psutil, torch
+from onestep_bench.training import ranks
+x = [torch.tensor([ranks.index() + 1.0])]
+ranks.average(x)
+torchrun = psutil.Process(os.getppid()).parent()
+assert "torch.distributed.run" in torchrun.cmdline()
+everybody = [torchrun, *torchrun.children(recursive=True)]
+sockets = [socket for process in everybody for socket in process.net_connections("inet")]
+heard = {socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN}
+ranks.shared(None)  # nobody ends while the other one looks
+print("rank", os.environ["RANK"], "of", os.environ["WORLD_SIZE"], "mean", x[0].item())
+print("torchrun listens", len(torchrun.net_connections("inet")), "times, all of them on", sorted(heard))
 """
 
 
 def test_a_cell_on_two_devices_is_two_ranks_and_one_record(tmp_path):
-    notebook(tmp_path / "notebooks" / "reduce.ipynb", "seed = 0", ALL_REDUCE)
+    """That find each other without a port, and listen on the loopback alone."""
+    notebook(tmp_path / "notebooks" / "reduce.ipynb", "seed = 0", AVERAGE)
     grid = read_grid(grid_file(tmp_path, "name: tiny\nstages: {sum: {notebook: reduce.ipynb, gpus: 2}}"))
     (status,) = run(grid, workers=2)
     assert status.state == "done"
-    assert "rank 0 of 2 sum 3.0" in executed_path(status.cell, grid.executed).read_text()
+    record = executed_path(status.cell, grid.executed).read_text()
+    assert "rank 0 of 2 mean 1.5" in record
+    assert "torchrun listens 0 times, all of them on ['127.0.0.1']" in record
     assert len(list(grid.executed.iterdir())) == 1
+
+
+@pytest.mark.parametrize("words", [[], ["rank"]])
+def test_a_process_whose_parent_died_as_it_started_runs_nothing(tmp_path, words):
+    """Its parent is not the process that it was told: it ends before it looks for its job, which is not there."""
+    command = [sys.executable, "-m", "onestep_bench.grid.execution", str(tmp_path), str(os.getppid()), *words]
+    told = subprocess.run(command, env=os.environ | {"RANK": "1"}, capture_output=True, text=True, check=False)
+    assert (told.returncode, told.stderr) == (1, "")
+
+
+def test_what_a_cell_runs_lies_where_nobody_else_may_write(tmp_path):
+    """Though a group may write its scratch; and what a killed run left there goes with the next one."""
+    scratch = tmp_path / "out" / ".cells" / "a"
+    with execution._private_folder(scratch) as private:
+        assert private.stat().st_mode & 0o777 == private.parent.stat().st_mode & 0o777 == 0o700
+        (private / "kernel-0.json").write_text("its key")
+        with execution._private_folder(scratch.with_name("b")) as other:
+            assert other != private
+        with execution._private_folder(scratch) as again:
+            assert again == private
+            assert not list(again.iterdir())
+    assert not private.exists()
 
 
 @pytest.mark.slow

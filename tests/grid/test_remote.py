@@ -113,7 +113,7 @@ def test_cells_end_with_their_runner_and_workers_stay(remote, tmp_path, way):
     _, errors = runner.communicate(timeout=60)
     if way == signal.SIGINT:
         assert runner.returncode == 130
-        assert errors == "onestep-bench: interrupted; the same command goes on from here\n"
+        assert errors == "onestep-bench: interrupted; run the same command again to go on\n"
     _, alive = psutil.wait_procs(busy, timeout=30)
     assert not alive
     assert not any(cells_of(worker) for worker in workers)  # the third did not start in their place

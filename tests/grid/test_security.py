@@ -171,6 +171,7 @@ def test_machines_reached_by_ssh_are_given_files_that_only_the_user_reads(tmp_pa
         assert "PRIVATE KEY" in key.read_text()
         assert stat.S_IMODE(key.parent.stat().st_mode) == 0o700
         assert arguments["scheduler_options"]["dashboard_address"] == "127.0.0.1:8787"
+        assert told["dashboard_address"] == "127.0.0.1:0"
         # What such a machine makes of it: the scheduler listens, and answers whoever has the same files.
         options = arguments["scheduler_options"] | {"host": "127.0.0.1", "dashboard_address": "127.0.0.1:0"}
         scheduler = {"cls": Scheduler, "options": options}

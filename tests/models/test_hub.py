@@ -52,6 +52,7 @@ def scores(path, key):
     of = {"split": "test", "recipe": "r1", "features": "digits", "samples": 500}
     rows = [row(model=key, seed=seed, fid=10.0 + seed, **of) for seed in range(3)]
     rows += [row(model="model-other", train_seed=1, fid=13.0, **of), row(model="model-third", recipe="r2", fid=99.0)]
+    rows += [row(model=key, fid=1.0, purpose="search", **of), row(model=key, steps=2, fid="nan", warning="few", **of)]
     path.write_text(json.dumps(rows))
     return path
 
@@ -60,7 +61,7 @@ def test_a_model_goes_to_a_folder_and_comes_back(key, tmp_path, capsys, monkeypa
     record = scores(tmp_path / "rows.json", key)
     place = f"{tmp_path}/shared/"
     said = told(capsys, "push", key[:12], place, "--record", record, "--license", "mit")
-    assert "3 score rows on its card" in said
+    assert "4 score rows on its card" in said
     (tmp_path / "shared" / "setup.py").write_text("raise SystemExit('run')")
     (tmp_path / "shared" / "pytorch_model.bin").write_bytes(b"anything")
     monkeypatch.chdir(tmp_path)
@@ -103,12 +104,17 @@ def test_the_card_tells_what_it_is_what_it_scores_and_what_it_cost(key, tmp_path
     assert "kd.lr | 0.001" in body
     assert "onestep-bench sample kd-small/ --sampler euler --steps 1" in body
     assert "no resizing, 1797 samples" in body
+    # A diverged score is told, and is none that a machine could take for one; that of a search is no score at all.
+    assert "| euler | 2 | 2 | 500 | nan | 0.5 | one run |" in body
+    assert "Warning: few." in body
+    assert "licence" not in body
 
 
 def test_without_a_record_or_a_licence_the_card_claims_none(key, tmp_path, capsys):
     told(capsys, "push", key, f"{tmp_path}/plain/")
     card = (tmp_path / "plain" / "README.md").read_text()
     assert "license" not in card
+    assert "No licence was named" in card
     assert "Scores" not in card
     assert "model-index" not in card
     rows = tmp_path / "rows.json"
@@ -143,7 +149,10 @@ DAMAGES = {
 def test_what_is_not_as_it_was_pushed_is_refused_and_leaves_nothing(key, tmp_path, capsys, said, damage):
     told(capsys, "push", key, f"{tmp_path}/shared/")
     damage(tmp_path / "shared")
-    assert said in complaint(capsys, "pull", f"{tmp_path}/shared/", "-o", tmp_path / "ours")
+    line = complaint(capsys, "pull", f"{tmp_path}/shared/", "-o", tmp_path / "ours")
+    assert said in line
+    assert f"{tmp_path}/shared/" in line
+    assert ".new-" not in line
     assert not (tmp_path / "ours").exists()
     assert {path.name for path in tmp_path.iterdir()} == {"shared", "store"}
 
@@ -153,6 +162,9 @@ def test_a_folder_in_use_is_left_alone(key, tmp_path, capsys):
     (tmp_path / "ours").mkdir()
     (tmp_path / "ours" / "thesis.txt").write_text("mine")
     assert "there already" in complaint(capsys, "pull", f"{tmp_path}/shared/", "-o", tmp_path / "ours")
+    assert "has no revisions" in complaint(
+        capsys, "pull", f"{tmp_path}/shared/", "-o", tmp_path / "b", "--revision", "v1"
+    )
     assert "no folder" in complaint(capsys, "pull", f"{tmp_path}/absent/", "-o", tmp_path / "b")
 
 
@@ -200,9 +212,12 @@ WRONG = {
     "holds no model of onestep_bench": errors.RemoteEntryNotFoundError("404", response=answer(404)),
     "pull from a folder": errors.LocalEntryNotFoundError("offline"),
     "does not let you (403)": errors.HfHubHTTPError("403", response=answer(403)),
+    "does not take this: no such": errors.HfHubHTTPError("400", response=answer(400), server_message="no\nsuch"),
+    "does not take this, or the transfer broke: Invalid metadata - licence": ValueError("Invalid metadata\n- licence"),
+    "or the transfer broke: interrupted": RuntimeError("interrupted"),
     "answers 500": errors.HfHubHTTPError("500", response=answer(500)),
     "is no name of a repository": errors.HFValidationError("bad"),
-    "cannot be reached (no route)": httpx2.ConnectError("no route\nto host"),
+    "cannot be reached (no route to host)": httpx2.ConnectError("no route\nto host"),
 }
 
 

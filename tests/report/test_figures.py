@@ -15,6 +15,25 @@ from onestep_bench.errors import OnestepError
 from onestep_bench.report import colours, drawing, figures, labels, samples, tables
 
 
+def test_a_name_stands_beside_an_error_bar_not_on_it():
+    _, axes = drawing.blank()
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    axes.plot([0.5, 0.56], [0.5, 0.9], "o", linestyle="none")
+    axes.errorbar([0.56], [0.5], yerr=0.4, fmt="none")
+    labels.label_points(axes, [(0.5, 0.5, "4.48", "k", 8)])
+    box = axes.texts[0].get_window_extent()
+    bar = axes.transData.transform((0.56, 0.5))[0]
+    assert not box.x0 < bar < box.x1
+
+
+def test_numbers_of_steps_are_joined_in_their_order_whatever_their_times_are():
+    times = {1: 2.0, 2: 9.0, 4: 8.0}
+    rows = [row(steps=steps, latency_ms=ms, fid=10.0 / steps) for steps, ms in times.items()]
+    axes = figures.fid_vs_latency(frame(rows)).axes[0]
+    (line,) = [line for line in axes.get_lines() if line.get_marker() == colours.marker("SlimFlow")]
+    assert line.get_xdata().tolist() == [2.0, 9.0, 8.0]
+
+
 def text_of(figure) -> str:
     return "\n".join(text.get_text() for text in figure.findobj(mpl.text.Text))
 

@@ -1,6 +1,9 @@
 """The page's data: plain functions of rows, and what may stand in a page whatever notebooks say."""
 
+import gzip
 import json
+import re
+from urllib.parse import unquote
 
 import numpy as np
 import pytest
@@ -8,7 +11,8 @@ from synthetic import comparison, frame
 from tiny import executed, notebook, page_data, row, strip
 
 from onestep_bench import report
-from onestep_bench.report import charts, headline, points, recipes, samples, tables
+from onestep_bench.errors import OnestepError
+from onestep_bench.report import charts, headline, kept, points, recipes, samples, tables
 from onestep_bench.report.executed import as_pages
 
 NASTY = "</script><script>alert(1)</script><!--"
@@ -102,6 +106,13 @@ def test_single_runs_have_no_interval():
     assert (cell["verdict"], cell["interval"], cell["runs"]) == ("unknown", "", 1)
 
 
+def test_a_model_is_no_rival_of_its_own_other_weights():
+    fids = {"ema": 1.0, "last": 2.0}
+    given = [row(weights=name, fid=fid, train_seed=i, model=f"m{i}") for name, fid in fids.items() for i in (0, 1)]
+    cell = headline.headline(recipes.results(frame(given)))["places"][0]["cells"][0]
+    assert (cell["score"], cell["verdict"]) == ("1.00", "alone")
+
+
 def test_the_headline_of_teachers_alone_is_theirs():
     assert lead({"teacher (heun)": [1.0, 2.0]})["winner"] == "teacher (heun)"
 
@@ -122,7 +133,8 @@ def test_strips_go_by_their_model_and_those_of_a_search_are_left_out(tmp_path):
     assert [one["label"] for one in named] == ["SlimFlow (recipe aa)", "SlimFlow (recipe bb)"]
     assert samples.on_page(named)[0] | {"png": ""} == {
         **{"dataset": "digits", "label": "SlimFlow (recipe aa)", "size": "0.2M", "steps": 1, "sampler": "euler"},
-        **{"kimg": 500.0, "train_seed": 0, "png": "", "nearest": None, "count": 4, "side": 8},
+        **{"train_seed": 0, "png": "", "nearest": None, "count": 4, "side": 8},
+        **{"name": "SlimFlow (recipe aa), 0.2M, 1 step"},
     }
 
 
@@ -159,6 +171,113 @@ def test_specifications_hold_no_data_and_name_their_rows():
             named = {layer["data"]["name"] for layer in figure[scale]["layer"]}
             assert named == {"floor", "points"}
             assert "datasets" not in figure[scale]
+
+
+def test_pages_may_load_nothing(tmp_path):
+    """A browser holds them to it, whatever notebooks bring along."""
+    executed(tmp_path / "a.ipynb", [row()])
+    report.render(tmp_path)
+    for page in (tmp_path / "report.html", tmp_path / "executed" / "a.html"):
+        (policy,) = re.findall(r'Content-Security-Policy"\s+content="([^"]+)"', page.read_text())
+        assert policy.startswith("default-src 'none'; ")
+        assert "http" not in policy
+
+
+@pytest.mark.parametrize("where", ["png", "nearest"])
+def test_a_picture_is_a_picture_and_nothing_else(where):
+    """What stands in the page's styles could end them, or make a browser fetch something."""
+    one = strip("SlimFlow", "0.2M", 1)
+    bad = one["png"] + '"),url(http://example.org/'
+    given = {"png": bad} if where == "png" else {"nearest": {"png": bad, "index": [0]}}
+    with pytest.raises(OnestepError, match="a sample strip is damaged"):
+        samples.on_page([one | {"dataset": "digits"} | given])
+
+
+def test_strips_that_differ_in_their_budget_alone_say_it():
+    strips = [strip("KD", "0.2M", 1, dataset="digits", kimg=kimg) for kimg in (8.0, 16.0)]
+    assert [one["name"] for one in samples.on_page(strips)] == ["KD, 0.2M, 1 step, 8 kimg", "KD, 0.2M, 1 step, 16 kimg"]
+
+
+def test_each_part_tells_its_data_set(tmp_path):
+    """By which the page finds the judge and split that its figures show."""
+    given = [row(dataset=name, split=split, model=name) for name in ("digits", "mnist") for split in ("train", "test")]
+    executed(tmp_path / "a.ipynb", given)
+    parts = page_data(report.render(tmp_path).read_text())["parts"]
+    assert [part["dataset"] for part in parts if part["pair"]] == ["digits", "mnist"]
+
+
+def test_models_of_one_size_are_not_drawn_over_parameters(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(label=label, model=label) for label in "AB"])
+    figures = page_data(report.render(tmp_path).read_text())["figures"]
+    assert [figure["x"] for figure in figures] == ["nfe", "passes", "latency_ms"]
+    assert not list(tmp_path.glob("fid_vs_params*"))
+
+
+# ---- what a repository keeps
+
+
+def few(*sizes):
+    """Rows that suffice for every figure of one judge."""
+    rows = comparison(sizes=sizes, train_seeds=2, seeds=1)
+    return [one for one in rows if one["label"] in ("GDD", "KD") and one["features"] == "classifier"]
+
+
+def links(page):
+    return re.findall(r'(?:href|src)="([^"#]+)"', re.sub(r"<script.*?</script>", "", page, flags=re.DOTALL))
+
+
+@pytest.mark.parametrize("lean", [False, True])
+def test_every_link_of_a_page_leads_to_a_file(tmp_path, lean):
+    executed(tmp_path / "notebooks" / "seed=0.ipynb", few("0.05M", "0.2M"))
+    page = report.render(tmp_path / "notebooks", tmp_path, lean=lean).read_text()
+    found = {unquote(link) for link in links(page)}
+    assert all((tmp_path / link).is_file() for link in found)
+    assert {"results.csv.gz" if lean else "results.csv", "fid_vs_params-digits-classifier-test.png"} <= found
+    assert ("notebooks/seed=0.ipynb" if lean else "executed/seed=0.html") in found
+    assert any(link.endswith(".svg") for link in found) != lean
+
+
+def test_a_lean_report_takes_the_place_of_another_(tmp_path):
+    executed(tmp_path / "notebooks" / "a.ipynb", [row()])
+    found = []
+    for lean in (False, True):
+        report.render(tmp_path / "notebooks", tmp_path, lean=lean)
+        found.append({str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()})
+    assert found[0] - found[1] == {"results.csv", "executed/a.html", *(one for one in found[0] if one.endswith(".svg"))}
+    assert found[1] - found[0] == {"results.csv.gz"}
+
+
+def test_a_table_of_results_alone_makes_the_same_page_but_for_what_only_notebooks_know(tmp_path):
+    executed(tmp_path / "a.ipynb", [row(), row(model="m1", train_seed=1, fid=90.0)], [strip("SlimFlow", "0.2M", 1)])
+    whole = page_data(report.render(tmp_path, tmp_path / "one", lean=True).read_text())
+    table = kept.results_in(tmp_path / "one")
+    before = table.read_bytes()
+    page = report.render(tmp_path / "one", lean=True).read_text()
+    assert f"Rendered from {table.name}, without the executed notebooks" in page
+    assert table.read_bytes() == before
+    again = page_data(page)
+    assert (again["scores"], again["parts"]) == (whole["scores"], whole["parts"])
+    # A report that is kept without its notebooks has more of what they recorded.
+    assert again["strips"] == whole["strips"]
+
+
+def test_a_lean_report_keeps_a_search_that_its_notebooks_take_along(tmp_path):
+    rows = [row(recipe=name, model=name, fid=fid, purpose="search") for name, fid in (("a", 3.0), ("b", 2.0))]
+    recipes_of = {name: {"edm.lr": lr} for name, lr in (("a", 0.1), ("b", 0.2))}
+    executed(tmp_path / "a.ipynb", [row(), *rows], recipes=recipes_of)
+    parts = [
+        page_data(report.render(source, tmp_path / "out", lean=True).read_text())["parts"]
+        for source in (tmp_path, tmp_path / "out")
+    ]
+    assert parts[0] == parts[1]
+    assert "lr 0.2" in json.dumps(parts[1])
+
+
+@pytest.mark.parametrize("damaged", [b"x", gzip.compress(b"{")[:-4], gzip.compress(b"{}"), gzip.compress(b"[")])
+def test_a_damaged_record_is_one_line(tmp_path, damaged):
+    (tmp_path / "record.json.gz").write_bytes(damaged)
+    with pytest.raises(OnestepError, match=r"record.json.gz (is damaged|holds scores that nobody recorded so)"):
+        kept.read_record(tmp_path)
 
 
 # ---- notebooks as pages

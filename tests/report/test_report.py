@@ -221,7 +221,7 @@ def test_the_page_warns_of_settings_that_pass_for_seeds_and_of_diverged_runs(tmp
     executed(tmp_path / "a.ipynb", [row(model="m0", fid=1.0), row(model="m1", fid=float("nan")), row(steps=4)])
     page = report.render(tmp_path).read_text()
     assert "2 different models are called SlimFlow, 0.2M and share training seed 0" in page
-    assert "SlimFlow, 0.2M, 1 steps, training seed 0, seed 0 is nan" in page
+    assert "1 of 3 scores of SlimFlow, 0.2M are no Fréchet distance (nan; steps 1; training seeds 0)" in page
 
 
 def three_cells(folder: Path):
@@ -235,7 +235,9 @@ def finish(path: Path, digest: str, rows: list[dict], why: str = "") -> None:
 
 def test_a_grid_whose_runs_all_diverged_has_a_page_without_figures(tmp_path):
     executed(tmp_path / "a.ipynb", [row(fid="nan")])
-    assert "is nan" in report.render(tmp_path).read_text()
+    page = report.render(tmp_path).read_text()
+    assert "1 of 1 scores of SlimFlow, 0.2M are no Fréchet distance (nan;" in page
+    assert "no score of a student" in page
     assert not list(tmp_path.glob("fid_vs_*"))
     with pytest.raises(OnestepError, match="nothing to draw: no score is a positive number"):
         figures.fid_vs_steps(tables.read_rows(tmp_path))

@@ -11,7 +11,7 @@ import pytest
 
 from onestep_bench.grid.locks import held
 from onestep_bench.store.artifacts import lock_of, memo
-from onestep_bench.store.files import own_folder, own_temporary, write_text
+from onestep_bench.store.files import own_folder, own_temporary, share, write_text
 
 
 @pytest.fixture(autouse=True)
@@ -82,3 +82,29 @@ def test_a_place_for_temporary_files_that_others_may_enter_is_not_used(tmp_path,
     folder.symlink_to(tmp_path)
     with refuses("not yours alone"):
         own_temporary()
+
+
+def test_what_a_link_in_a_shared_folder_leads_to_stays_closed(tmp_path, store_folder):
+    """Whoever may write there could have put it."""
+    secret = tmp_path / "secret"
+    secret.touch(mode=0o600)
+    store_folder.mkdir()
+    store_folder.chmod(0o2770)
+
+    def lured(folder):
+        (folder / "link").symlink_to(secret)
+        return make(folder)
+
+    memo("model", {"a": 1}, [], lured)
+    assert mode(secret) == "-rw-------"
+    own = store_folder / "own"
+    own.touch(mode=0o600)
+    share(own)
+    assert mode(own) == "-rw-rw----"
+
+
+def test_no_thread_sees_another_umask_while_a_file_is_written(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "umask", None)
+    write_text(tmp_path / "text", "whole")
+    monkeypatch.undo()
+    assert mode(tmp_path / "text") == "-rw-r--r--"

@@ -28,9 +28,10 @@ def free_port():
         return str(probe.getsockname()[1])
 
 
-def start(job, folder, count=2):
-    """`count` ranks that nobody watches over; (exit code, standard error) of each."""
-    common = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+def start(job, folder, count=2, file=None):
+    """`count` ranks that nobody watches over, who meet in a file or at a port; (exit code, standard error) of each."""
+    place = {"ONESTEP_RANKS": str(file)} if file else {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": free_port()}
+    common = {"WORLD_SIZE": str(count)} | place
     processes = [
         subprocess.Popen(
             [sys.executable, SCRIPT, job, str(folder)],
@@ -112,9 +113,9 @@ def test_a_killed_rank_ends_the_others_and_all_go_on_exactly(curves, tmp_path):
 
 @pytest.fixture(scope="module")
 def artifacts(tmp_path_factory):
-    """A folder with what two ranks found, and their store."""
+    """A folder with what two ranks found, which met as a grid's do, and their store."""
     folder = tmp_path_factory.mktemp("artifacts")
-    assert start("artifacts", folder) == [(0, ""), (0, "")]
+    assert start("artifacts", folder, file=folder / "meeting") == [(0, ""), (0, "")]
     return folder
 
 

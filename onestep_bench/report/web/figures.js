@@ -16,30 +16,27 @@ function hideTip() {
 }
 addEventListener("scroll", hideTip, { passive: true });
 
-// Colours of axes and text, as the theme has them now.
-function themed() {
-  const colour = (name) => getComputedStyle(document.querySelector(name)).color;
-  const [ink, muted, rule] = [colour("body"), colour(".muted"), getComputedStyle(document.querySelector("h2")).borderTopColor];
-  return {
-    background: null,
-    font: getComputedStyle(document.body).fontFamily,
-    view: { stroke: null },
-    axis: { labelColor: muted, titleColor: ink, gridColor: rule, domainColor: muted, tickColor: muted, titleFontWeight: 400, labelFontSize: 11, titleFontSize: 12 },
-  };
-}
+// Axes and text in the page's own colours, which follow its theme, on paper too.
+const [INK, MUTED, RULE] = ["var(--ink)", "var(--muted)", "var(--rule)"];
+const LOOK = {
+  background: null,
+  font: getComputedStyle(document.body).fontFamily,
+  view: { stroke: null },
+  axis: { labelColor: MUTED, titleColor: INK, gridColor: RULE, domainColor: MUTED, tickColor: MUTED, titleFontWeight: 400, labelFontSize: 11, titleFontSize: 12 },
+};
 
 class Figure {
   // describe: of a row, all that is known of it, as an element. click: what a click on a row's point does.
   constructor(root, describe, click) {
     this.title = element("h3");
     this.frame = element("div", { class: "plot" });
-    this.empty = element("p", { class: "muted" }, "Nothing to draw: choose other methods, sizes or steps.");
+    this.empty = element("p", { class: "muted" }, "Nothing to draw: choose other methods, sizes or steps, or another score.");
     root.append(element("figure", {}, this.title, this.frame, this.empty));
-    Object.assign(this, { describe, click, turn: 0 });
+    Object.assign(this, { describe, click, turn: 0, before: Promise.resolve() });
   }
 
   // points: rows with x, y and the like, by `id` those of `records`. extra: further named data.
-  async draw(title, specification, points, extra = {}) {
+  draw(title, specification, points, extra = {}) {
     const turn = ++this.turn;
     this.title.textContent = title;
     this.empty.hidden = points.length > 0;
@@ -47,11 +44,15 @@ class Figure {
     if (!points.length) return;
     const datasets = { points, ...extra };
     const layer = specification.layer.filter((one) => !one.data || datasets[one.data.name].length); // no ends of nothing
-    const options = { actions: false, renderer: "svg", config: themed(), tooltip: false };
-    const made = await vegaEmbed(this.frame, { ...specification, layer, datasets }, options);
-    if (turn !== this.turn) return made.finalize(); // a later drawing has taken its place
+    const wanted = { ...specification, layer, datasets };
+    // One after the other, as each takes a while; those that a later one has overtaken by then are left out.
+    const next = () => turn === this.turn && this.embed(wanted);
+    this.before = this.before.then(next, next);
+  }
+
+  async embed(specification) {
     this.made?.finalize();
-    this.made = made;
+    const made = this.made = await vegaEmbed(this.frame, specification, { actions: false, renderer: "svg", config: LOOK, tooltip: false });
     made.view.addEventListener("mouseover", (event, item) => {
       if (item?.mark.marktype === "symbol") showTip(event, this.describe(item.datum.id));
     });
@@ -68,6 +69,7 @@ function onLog(value) {
   return typeof value === "number" && value > 0;
 }
 
+const FAR_BELOW = 3; // times: a floor farther below the lowest score would take the axis from the scores
 const TOO_BAD = 3; // times the worst student: a teacher in one step would squeeze all others together
 
 // What a figure of scores draws of the filtered records: its rows, and the number of steps if it is of one only.
@@ -86,6 +88,8 @@ function drawn(figure, score, records, looks) {
       id: record.id,
       [figure.x]: record[figure.x],
       y: record[score.key],
+      order: record[figure.order],
+      about: `${record.label}, ${record.size}, ${record.steps} steps: ${score.title} ${brief(record[score.key])}`,
       series: figure.series.map((key) => record[key]).join("|"),
       colour: looks[record.label][0],
       shape: looks[record.label][1],

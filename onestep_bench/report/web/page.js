@@ -5,9 +5,7 @@ const data = JSON.parse(document.getElementById("data").textContent);
 document.getElementById("theme").addEventListener("click", () => {
   const dark = document.documentElement.dataset.theme ?? (matchMedia("(prefers-color-scheme: dark)").matches ? "dark" : "light");
   document.documentElement.dataset.theme = dark === "dark" ? "light" : "dark";
-  page?.draw();
 });
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => page?.draw());
 
 // A table behind a summary is made when it is first opened.
 function unfold(section, tables) {
@@ -24,6 +22,7 @@ class Page {
     this.scores = scores;
     this.records = records(scores);
     this.labels = Object.keys(scores.looks);
+    this.boxes = {};
     this.state = {
       place: 0,
       score: scores.scores[0].key,
@@ -35,7 +34,7 @@ class Page {
     this.table = new Table(document.getElementById("table"), scores.columns, { choose: true, better });
     const describe = (id) => details(this.records[id], scores.columns);
     const root = document.getElementById("figures");
-    this.figures = data.figures.map((figure) => [figure, new Figure(root, describe, (id) => this.table.reveal(id))]);
+    this.figures = data.figures.map((figure) => [figure, new Figure(root, describe, (id) => this.reveal(id))]);
     this.pairs = data.parts.flatMap((part, i) => (part.pair ? [this.pair(part, i)] : []));
     const sheet = document.getElementById("sheet");
     this.sheet = sheet && new Sheet(sheet, document.getElementById("large"));
@@ -63,16 +62,29 @@ class Page {
     return this.state.labels.has(record.label) && this.state.steps.has(record.steps);
   }
 
+  // Open the row of a point, which may be of a size that only the figure over all sizes shows.
+  reveal(id) {
+    const { size } = this.records[id];
+    if (!this.state.sizes.has(size)) {
+      this.boxes.sizes.get(size).checked = true;
+      this.state.sizes.add(size);
+      this.draw();
+    }
+    this.table.reveal(id);
+  }
+
   draw() {
     const { scores, state } = this;
     const here = this.records.filter((record) => record.place === state.place && this.asked(record));
     const chosen = here.filter((record) => this.passes(record));
     const score = scores.scores.find((one) => one.key === state.score);
     const name = score.key === "fid" ? this.place.name : score.title;
-    document.getElementById("protocol").textContent = `Protocol: ${this.place.protocol}`;
+    const real = this.place.floor > 0 ? `; real against real: ${brief(this.place.floor)}` : "";
+    document.getElementById("protocol").textContent = `Protocol: ${this.place.protocol}${real}`;
     for (const [figure, frame] of this.figures) {
       const { points, steps, log } = drawn(figure, score, figure.sizes === "all" ? here : chosen, scores.looks);
-      const floor = score.key === "fid" && this.place.floor > 0 && points.length ? [{ y: this.place.floor }] : [];
+      const near = score.key === "fid" && this.place.floor > Math.min(...points.map((point) => point.y)) / FAR_BELOW;
+      const floor = near ? [{ y: this.place.floor }] : [];
       const at = steps ? `, at ${steps} step${steps > 1 ? "s" : ""}` : "";
       frame.draw(`${name} (${score.better} is better) ${figure.title}${at}`, log ? figure.log : figure.linear, points, { floor });
     }
@@ -82,16 +94,19 @@ class Page {
   }
 
   drawPair({ part, table, rows, figure }) {
-    const here = (row, key) => row[key] === undefined || row[key] === this.place[key];
+    // Another data set has judges and splits of its own.
+    const place = part.dataset === this.place.dataset ? this.place : this.scores.places.find((one) => one.dataset === part.dataset);
+    const here = (row, key) => row[key] === undefined || row[key] === place[key];
     const [x, y] = part.pair;
     const own = rows.filter((row) => here(row, "features") && here(row, "split") && this.passes(row) && onLog(row[x]) && onLog(row[y]));
     const look = (row) => this.scores.looks[row.label] ?? ["#888", "circle"];
-    const points = own.map((row) => ({ id: row.id, x: row[x], y: row[y], colour: look(row)[0], shape: look(row)[1] }));
+    const about = (row) => `${row.label}, ${row.size}, ${row.steps} steps: ${brief(row[y])} against ${brief(row[x])}`;
+    const points = own.map((row) => ({ id: row.id, x: row[x], y: row[y], about: about(row), colour: look(row)[0], shape: look(row)[1] }));
     const ends = points.flatMap((point) => [point.x, point.y]);
     const judges = x === "x";
     const equal = [Math.min(...ends), Math.max(...ends)].map((end) => ({ x: end, y: end }));
     const title = (key) => table.columns.find((column) => column.key === key).title;
-    const words = judges ? `Distance before ${own[0]?.second} over that before ${own[0]?.first}` : `Distance ${title(y)} over that ${title(x)}`;
+    const words = judges ? `Distance before ${rows[0].second} over that before ${rows[0].first}` : `Distance ${title(y)} over that ${title(x)}`;
     figure.draw(words, part.figure, points, { equal });
   }
 
@@ -115,7 +130,6 @@ class Page {
     const same = (place) => ["dataset", "features", "split"].filter((one) => place[one] === this.place[one]).length;
     const found = this.scores.places.filter((place) => place[key] === value).sort((one, other) => same(other) - same(one));
     this.change({ place: this.scores.places.indexOf(found[0]) });
-    for (const select of this.selects.querySelectorAll("select[data-key]")) select.value = this.place[select.dataset.key];
   }
 
   select(name, values, value, change) {
@@ -129,6 +143,7 @@ class Page {
 
   change(change) {
     Object.assign(this.state, change);
+    for (const select of this.selects.querySelectorAll("select[data-key]")) select.value = this.place[select.dataset.key];
     this.draw();
   }
 
@@ -148,6 +163,7 @@ class Page {
       });
       return [box, element("label", { class: "chip" }, box, ...(key === "labels" ? [this.swatch(value)] : []), String(value))];
     });
+    this.boxes[key] = new Map(boxes.map(([box], i) => [values[i], box]));
     const all = (checked) => () => {
       boxes.forEach(([box]) => { box.checked = checked; });
       this.change({ [key]: new Set(checked ? values : []) });

@@ -1,9 +1,5 @@
 // Samples: a row for each model and number of steps, a column for each noise. One that is clicked is shown large.
 
-function named(strip) {
-  return `${strip.label}, ${strip.size}, ${strip.steps} step${strip.steps > 1 ? "s" : ""}`;
-}
-
 function url(png) {
   return `url("data:image/png;base64,${png}")`;
 }
@@ -17,13 +13,15 @@ function image(name, png, count, i, attributes = {}) {
   return made;
 }
 
-// Of each label the strip that tells most: of a teacher that with the most steps, of a student that with the fewest.
+// Of each label and size the strip that tells most: of a teacher that with the most steps, of a student that with the
+// fewest, of several budgets the last.
 function telling(strips) {
   const best = new Map();
   for (const strip of strips) {
     const worth = strip.label.startsWith("teacher") ? strip.steps : -strip.steps;
-    const known = best.get(strip.label);
-    if (!known || worth > known.worth) best.set(strip.label, { strip, worth });
+    const key = JSON.stringify([strip.label, strip.size]);
+    const known = best.get(key);
+    if (!known || worth >= known.worth) best.set(key, { strip, worth });
   }
   return [...best.values()].map((one) => one.strip);
 }
@@ -42,14 +40,17 @@ class Sheet {
   show(strips) {
     this.left = strips;
     this.chosen = new Set(telling(strips));
-    this.draw(this.root.querySelector("details")?.open);
+    const open = Boolean(this.root.querySelector("details")?.open);
+    const empty = element("p", { class: "muted" }, "No samples of these methods, sizes and steps.");
+    [this.summary, this.rows] = [element("summary"), element("div")];
+    this.root.replaceChildren(...(strips.length ? [this.chooser(open), this.rows] : [empty]));
+    this.draw();
   }
 
-  draw(open) {
+  draw() {
     this.strips = this.left.filter((strip) => this.chosen.has(strip));
-    const rows = this.strips.map((strip, row) => this.line(strip, row));
-    const empty = element("p", { class: "muted" }, "No samples of these methods, sizes and steps.");
-    this.root.replaceChildren(...(this.left.length ? [this.chooser(open), ...rows] : [empty]));
+    this.summary.textContent = `rows: ${this.strips.length} of ${this.left.length} chosen`;
+    this.rows.replaceChildren(...this.strips.map((strip, row) => this.line(strip, row)));
   }
 
   chooser(open) {
@@ -59,23 +60,22 @@ class Sheet {
       box.addEventListener("change", () => {
         if (box.checked) this.chosen.add(strip);
         else this.chosen.delete(strip);
-        this.draw(true);
+        this.draw();
       });
-      return element("label", {}, box, named(strip));
+      return element("label", {}, box, strip.name);
     });
-    const summary = element("summary", {}, `rows: ${this.strips.length} of ${this.left.length} chosen`);
-    return element("details", { class: "rows", open: Boolean(open) }, summary, element("div", {}, ...boxes));
+    return element("details", { class: "rows", open }, this.summary, element("div", {}, ...boxes));
   }
 
   line(strip, row) {
     const images = Array.from({ length: strip.count }, (_, i) => {
-      const about = `${named(strip)}, noise ${i}`;
+      const about = `${strip.name}, noise ${i}`;
       return image("button", null, strip.count, i, { type: "button", "aria-label": about, onclick: () => this.large(row, i) });
     });
     const line = element("div", { class: "images" }, ...images);
     line.style.setProperty("--strip", url(strip.png));
     line.style.gridTemplateColumns = `repeat(${strip.count}, minmax(0, 1fr))`;
-    return element("div", { class: "strip" }, element("span", {}, named(strip)), line);
+    return element("div", { class: "strip" }, element("span", {}, strip.name), line);
   }
 
   large(row, i) {
@@ -87,14 +87,17 @@ class Sheet {
     const step = (by, text) => element("button", { type: "button", onclick: () => this.large(row, i + by) }, text);
     const close = element("button", { type: "button", onclick: () => this.dialog.close() }, "close");
     const same = this.strips.map((other, at) => this.same(other, at, i)).filter(Boolean);
+    // The button that was pressed is another one now: without focus in the dialog its arrow keys would be dead.
+    const pressed = [...this.dialog.querySelectorAll("button")].indexOf(document.activeElement);
     this.dialog.replaceChildren(
-      element("p", {}, element("strong", {}, named(strip)), ` · ${strip.sampler}, training seed ${strip.train_seed ?? "–"}`),
+      element("p", {}, element("strong", {}, strip.name), ` · ${strip.sampler}, training seed ${strip.train_seed ?? "–"}`),
       element("div", { class: "pictures" }, ...parts),
       element("p", { class: "tools" }, step(-1, "← noise"), step(1, "noise →"), close),
       element("p", { class: "muted" }, "The same noise through the models above:"),
       element("div", { class: "same" }, ...same),
     );
     if (!this.dialog.open) this.dialog.showModal();
+    else this.dialog.querySelectorAll("button")[Math.max(0, pressed)].focus();
   }
 
   picture(png, strip, caption) {
@@ -106,7 +109,7 @@ class Sheet {
 
   same(strip, at, i) {
     if (i >= strip.count) return null;
-    const made = image("button", strip.png, strip.count, i, { type: "button", "aria-label": named(strip), onclick: () => this.large(at, i) });
-    return element("figure", {}, made, element("figcaption", {}, named(strip)));
+    const made = image("button", strip.png, strip.count, i, { type: "button", "aria-label": strip.name, onclick: () => this.large(at, i) });
+    return element("figure", {}, made, element("figcaption", {}, strip.name));
   }
 }

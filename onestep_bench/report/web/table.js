@@ -78,7 +78,7 @@ class Table {
   }
 
   tools() {
-    const search = element("input", { type: "search", placeholder: "search rows", "aria-label": "search rows" });
+    const search = this.search = element("input", { type: "search", placeholder: "search rows", "aria-label": "search rows" });
     search.addEventListener("input", () => this.update({ words: search.value.toLowerCase() }));
     const boxes = this.columns.filter((column) => column.rank > 0).map((column) => {
       const box = element("input", { type: "checkbox" });
@@ -106,6 +106,7 @@ class Table {
   // Open the row of a record, wherever it stands.
   reveal(id) {
     this.open.add(id);
+    if (!this.sorted().some((record) => record.id === id)) this.words = this.search.value = "";
     this.update({ all: true });
     this.body.querySelector(`[data-id="${id}"]`)?.scrollIntoView({ behavior: "smooth", block: "center" });
   }
@@ -137,18 +138,21 @@ class Table {
     const records = this.sorted();
     const visible = this.all ? records : records.slice(0, this.options.limit);
     const best = this.best(records);
+    const focus = document.activeElement.closest("th")?.dataset.key;
     this.visible = this.columns.filter((column) => this.chosen.get(column.key) ?? column.rank < 9);
     this.heads.replaceChildren(...this.visible.map((column) => this.head(column)));
     this.body.replaceChildren(...visible.flatMap((record) => this.lines(record, best)));
     this.more.hidden = visible.length === records.length;
     this.more.textContent = `show all ${records.length} rows`;
     this.fit();
+    // A head that was sorted by is another one now.
+    [...this.heads.cells].find((head) => head.dataset.key === focus)?.firstChild.focus();
   }
 
   head(column) {
     const sorted = this.key === column.key ? (this.sign > 0 ? "ascending" : "descending") : "none";
     const button = element("button", { type: "button", title: column.about, onclick: () => this.sortBy(column.key) }, column.title);
-    return element("th", { scope: "col", class: column.kind, "aria-sort": sorted }, button);
+    return element("th", { scope: "col", class: column.kind, "aria-sort": sorted, "data-key": column.key }, button);
   }
 
   lines(record, best) {
@@ -158,15 +162,25 @@ class Table {
       const text = shown(record, column);
       return element("td", { class: column.kind + (text.length > 20 ? " long" : "") + (top ? " best" : "") }, text);
     });
-    const toggle = () => {
-      if (!this.open.delete(record.id)) this.open.add(record.id);
-      this.draw();
+    const keys = (event) => {
+      if (event.key !== "Enter" && event.key !== " ") return;
+      event.preventDefault(); // a space would scroll
+      this.toggle(record, line);
     };
-    const keys = (event) => { if (event.key === "Enter") toggle(); };
-    const line = element("tr", { "data-id": record.id, tabindex: 0, "aria-expanded": String(open), onclick: toggle, onkeydown: keys }, ...cells);
-    if (!open) return [line];
-    const rest = element("td", { colspan: this.visible.length }, details(record, this.columns));
-    return [line, element("tr", { class: "rest" }, rest)];
+    const line = element("tr", { "data-id": record.id, tabindex: 0, "aria-expanded": String(open), onclick: () => this.toggle(record, line), onkeydown: keys }, ...cells);
+    return open ? [line, this.rest(record)] : [line];
+  }
+
+  rest(record) {
+    return element("tr", { class: "rest" }, element("td", { colspan: this.visible.length }, details(record, this.columns)));
+  }
+
+  toggle(record, line) {
+    const open = !this.open.delete(record.id);
+    if (open) this.open.add(record.id);
+    if (open) line.after(this.rest(record));
+    else line.nextElementSibling.remove();
+    line.setAttribute("aria-expanded", String(open));
   }
 
   // Leave out columns, those of the highest rank first, until the rest fit; those asked for stay, and may be scrolled.
