@@ -48,7 +48,7 @@ SMALL = ["size=toy32", "teacher_size=toy32"]
 # R1 comes every 16th step from the first on: of twenty steps it would be more than its share.
 GDD = ["options.critic=teacher", "options.layout=ours", "snapshots=[2.5]", "batch_size=64"]
 CASES = {
-    "cifar10": [*SMALL, "batch_size=16"],
+    "cifar10": [*SMALL, "batch_size=16", "options.group=16"],
     "cifar10-30min": [*SMALL, "batch_size=16"],
     "papers/afhqv2-gdd": GDD,
     "papers/cifar10-cd": ["options.distance=l2"],
