@@ -180,7 +180,7 @@ def teacher(
     """
     if method in methods.names():
         return train(method, data, size=size, kimg=kimg, seed=seed, conditional=conditional, **options)
-    if method in zoo.NAMES or "/" in method or is_key(method) or Path(method).exists():
+    if method in zoo.NAMES or "/" in method or is_key(method) or os.path.exists(method):
         return pretrained(method, data)
     known = [*methods.names(), *zoo.NAMES]
     raise OnestepError(f"teacher {method!r} is neither a method nor the path of a model{near_miss(method, known)}")

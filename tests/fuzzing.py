@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from hostile import FORMATS
+from hostile import FORMATS, seeds_of
 from mutations import CANARY, spoil
 
 from onestep_bench.errors import OnestepError
@@ -105,12 +105,7 @@ def _watched(yard: Path):
 
 def seeds(name: str) -> list[bytes]:
     """Whole files of a format, made once."""
-    if name not in _seeds:
-        _seeds[name] = FORMATS[name].seeds()
-    return _seeds[name]
-
-
-_seeds: dict[str, list[bytes]] = {}
+    return seeds_of(FORMATS[name].seeds)
 
 
 def spoilt(name: str, index: int, seed: int = 0) -> bytes:

@@ -22,7 +22,7 @@ import numpy as np
 Spoiler = Callable[[random.Random, bytes], bytes]
 
 # What an opcode, a name or a value calls for if anybody runs it: a file of this name in the working folder.
-CANARY = "executed"
+CANARY = "canary"
 _COMMAND = f"touch {CANARY}"
 _BIG = (0, 1, 0x7F, 0x80, 0xFF, 0x7FFF, 0xFFFF, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0x7FFFFFFFFFFFFFFF, 2**64 - 1)
 _EVIL_NAMES = (

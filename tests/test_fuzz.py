@@ -18,7 +18,9 @@ from mutations import CANARY, Member, zipped
 from tiny import strip
 
 from onestep_bench.data.sets import mnist
+from onestep_bench.report.executed import as_pages
 from onestep_bench.report.samples import sample_sheet
+from onestep_bench.report.tables import size_order, split_words
 
 SLOW = ("executed", "slimflow", "edm", "gdd", "cifar")  # tens of milliseconds each
 
@@ -74,6 +76,28 @@ def test_a_file_on_which_the_reader_dies_is_one_finding(tmp_path, request, monke
 @pytest.mark.parametrize("name", ["os.system", "builtins.exec", "subprocess.Popen", "..x.y", ".", "json.nothing"])
 def test_a_cluster_file_starts_nothing_but_clusters(name):
     refused("cluster", f"class: {name}\narguments: {{command: touch {CANARY}}}\n".encode(), "cluster class")
+
+
+def test_a_grid_whose_notebook_has_no_name_that_a_disk_takes():
+    refused("grid", f"stages: {{a: {{notebook: n{'0' * 300}}}}}\n".encode(), "no notebook 'n000")
+
+
+def test_a_zip_with_an_entry_of_no_name_is_one_line():
+    assert attempt("zip", spoilt("zip", 602)).ending == "refused"
+
+
+def test_a_spoilt_row_is_put_into_words():
+    assert size_order("..M") == (float("inf"), "..M")
+    assert split_words("{x}") == "split {x}"
+
+
+def test_a_notebook_that_lost_its_outputs_makes_no_page(tmp_path, refuses):
+    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "", "execution_count": None}
+    whole = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    (tmp_path / "a.ipynb").write_text(json.dumps(whole))
+    with refuses("a.ipynb is no whole notebook", "'outputs' is a required property"):
+        as_pages([tmp_path / "a.ipynb"], tmp_path / "pages")
+    assert not list(tmp_path.glob("pages/*"))
 
 
 BOMB = "".join(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]\n" for a, b in zip("abcdefgh", "bcdefghi", strict=True))

@@ -39,10 +39,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
             # In the middle of an import an interrupt may come out as any error at all.
             if endings.came:
                 return _told(error, endings.came)
-            if not isinstance(error, OnestepError):
+            if (line := _line(error)) is None:
                 raise
-            print(f"onestep-bench: error: {error}", file=sys.stderr)
+            print(f"onestep-bench: error: {line}", file=sys.stderr)
             return 2
+
+
+def _line(error: Exception) -> str | None:
+    """A user's mistake in one line; None for one of ours. Also of a path that no system takes: one too long, say."""
+    if isinstance(error, OnestepError):
+        return str(error)
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}; correct the path"
+    return None
 
 
 def _told(end: BaseException, came: int | None) -> int:

@@ -2,6 +2,7 @@
 
 import csv
 import io
+import os
 import statistics
 from collections.abc import Sequence
 from itertools import groupby
@@ -55,10 +56,10 @@ def rows_of(
 def _model_at(source: Path | str) -> Path | None:
     """The folder or file of a model; None for a path, of images or of nothing."""
     path = Path(source)
-    if any((path / name).exists() for name in (WEIGHTS, CONFIG)) or path.suffix in _MODELS:
+    if any(os.path.exists(path / name) for name in (WEIGHTS, CONFIG)) or path.suffix in _MODELS:
         return find(source)
     named = str(source) in zoo.NAMES or str(source).startswith("https://") or is_key(source)
-    return find(source) if named and not path.exists() else None
+    return find(source) if named and not os.path.exists(path) else None
 
 
 def table(rows: Sequence[dict]) -> list[tuple[str, ...]]:

@@ -70,7 +70,9 @@ def _folder(folder: Path) -> Archive:
 @contextmanager
 def _zip(path: Path) -> Iterator[Archive]:
     with zipfile.ZipFile(path) as archive:
-        entries = [info for info in archive.infolist() if not info.is_dir()]
+        entries = [
+            info for info in archive.infolist() if not info.filename.endswith("/")
+        ]  # is_dir() fails on a name of nothing
         names = [info.filename for info in entries]
         _check_names(path, names)
 
@@ -139,7 +141,7 @@ def _limited(path: Path, name: str, file) -> bytes:
 
 def _check_names(path: Path, names: Iterable[str]) -> None:
     for name in names:
-        if name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
+        if not name or name.startswith("/") or "\\" in name or ".." in PurePosixPath(name).parts:
             kind = "tar" if path.name.lower().endswith(_TARS) else "zip"
             raise OnestepError(f"{path}: entry {name!r} points outside the {kind}; do not use this file")
 

@@ -17,7 +17,7 @@ _GAIN, _SMALL = 1100, 1 << 20
 
 def read_npz(path: Path) -> dict[str, np.ndarray]:
     """The arrays of an npz by name; no objects. Raises OnestepError for what is damaged or claims more than it has."""
-    if not (path.is_file() and os.access(path, os.R_OK)):
+    if not (os.path.isfile(path) and os.access(path, os.R_OK)):
         raise OnestepError(f"cannot read {path}: there is no such file, or not for you; correct the path")
     try:
         with zipfile.ZipFile(path) as archive:

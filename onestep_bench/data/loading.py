@@ -43,7 +43,7 @@ def load(name: str, path: Path | str | None = None, *, split: str = "train") -> 
     or a failed download.
     """
     check_split(split)
-    if path is not None and not Path(path).expanduser().is_dir():
+    if path is not None and not os.path.isdir(Path(path).expanduser()):
         raise OnestepError(f"data folder {path} does not exist; create it or correct the path")
     if name in names():
         return _Splits(name, partial(arrays_of, name, _root(path).absolute()))(split)
@@ -58,7 +58,7 @@ def find(name: str, path: Path | str | None = None) -> Path:
     root = _root(path)
     candidates = [Path(name).expanduser()] if path is None else []
     for candidate in [*candidates, root / name]:
-        if name and candidate.exists():
+        if name and os.path.exists(candidate):
             return candidate
     if "/" in name or name.endswith(".zip"):
         raise OnestepError(f"no file or folder {name} (looked in {root} too); correct the path or set ONESTEP_DATA")

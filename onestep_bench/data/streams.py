@@ -37,9 +37,9 @@ def images_at(path: Path | str) -> Images:
     Raises OnestepError where there are none, for a damaged file, and, when it is their turn, for images of mixed sizes.
     """
     path = Path(path).expanduser()
-    if path.suffix == ".npz" and path.is_file():
+    if path.suffix == ".npz" and os.path.isfile(path):
         return _from_npz(path)
-    if not path.exists():
+    if not os.path.exists(path):
         raise OnestepError(f"no file or folder {path}; give a checkpoint, or a folder, zip, tar or npz of images")
     with opened(path) as archive:
         names = image_names(path, archive.files)

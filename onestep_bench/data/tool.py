@@ -3,6 +3,7 @@
 import io
 import itertools
 import json
+import os
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -72,7 +73,7 @@ class _Source:
 
 @contextmanager
 def _open(path: Path) -> Iterator[_Source]:
-    if not path.exists():
+    if not os.path.exists(path):
         raise OnestepError(f"no file or folder {path}; correct the path")
     if path.is_file() and cifar.is_archive(path):
         images, labels = cifar.read_archive(path)
@@ -202,7 +203,7 @@ def check(source: Path) -> Check:
 
     Raises OnestepError only where there is nothing to look at; what else is wrong is among the problems.
     """
-    if not source.exists():
+    if not os.path.exists(source):
         raise OnestepError(f"no file or folder {source}; correct the path")
     found, labels = Check(sha256="" if source.is_dir() else file_digest(source)), None
     with opened(source) as archive:

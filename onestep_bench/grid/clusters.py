@@ -13,13 +13,15 @@ import shutil
 import subprocess
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from threading import Lock
 
 import dask
 from distributed import Client, Nanny, Scheduler, Security, SpecCluster, SSHCluster, WorkerPlugin
+from distributed.core import Status
 from distributed.deploy import Cluster
+from tornado.ioloop import PeriodicCallback
 
 from onestep_bench.errors import OnestepError, near_miss
 from onestep_bench.grid import security
@@ -29,6 +31,7 @@ from onestep_bench.grid.progress import inside
 from onestep_bench.store.files import own_temporary
 
 _TIMEOUT = 20  # seconds to find a scheduler in
+_LOOK = 2000  # milliseconds between two looks at whether all workers are there
 # Dask looks at its own threads a hundred times a second, which on this machine's cores takes a fifth of one from the
 # cells (two workers that only wait: 18 % of a core as it comes, 4 % so).
 _CALM = {
@@ -124,7 +127,23 @@ def _local(gpus: int, workers: int | None, *, insecure: bool, dashboard: bool) -
         spec["options"] |= {"security": own, "local_directory": str(own_temporary())}
     options = {"workers": specs, "scheduler": {"cls": Scheduler, "options": scheduler}, "security": own}
     with dask.config.set(_CALM), _started(options) as cluster:
+        cluster.loop.add_callback(PeriodicCallback(lambda: _whole_again(cluster), _LOOK).start)
         yield cluster
+
+
+async def _whole_again(cluster: SpecCluster) -> None:
+    """Start workers in the place of those that Dask has given up.
+
+    It does so with one that takes longer to come back than `distributed.deploy.lost-worker-timeout`, as on a busy
+    machine, or that cannot be started: nobody would execute the cells that are left, and the run would wait forever.
+    """
+    if cluster.status is not Status.running:
+        return
+    for name in [name for name, worker in cluster.workers.items() if worker.status in (Status.failed, Status.closed)]:
+        del cluster.workers[name]
+    if cluster.workers.keys() != cluster.worker_spec.keys():
+        with suppress(RuntimeError, OSError):  # it could not be started now either; the next look tries again
+            await cluster
 
 
 def _started(options: dict) -> SpecCluster:
@@ -268,7 +287,7 @@ def _arguments_of(where: str, make: object, given: dict, shared: Path, **how: bo
 
 
 def _read(path: Path) -> dict:
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise OnestepError(f"cannot read {path}: there is no such file; see params/clusters for examples")
     document = read_yaml(path)
     if not isinstance(document.get("class"), str):

@@ -52,7 +52,7 @@ class Needed:
 
 def _found(place: Path) -> bool:
     """A place may be a pattern, in its last part."""
-    return any(place.parent.glob(place.name)) if "*" in place.name else place.exists()
+    return any(place.parent.glob(place.name)) if "*" in place.name else os.path.exists(place)
 
 
 def data_folder() -> Path:

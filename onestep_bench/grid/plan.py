@@ -89,7 +89,7 @@ def _read_plugins(listed: object, path: Path) -> list[str]:
         raise OnestepError(f"{path}: plugins must be a list of modules or .py files, not {kind(listed)}")
     found = [str(path.absolute().parent / one) if one.endswith(".py") else one for one in listed]
     for file in found:
-        if file.endswith(".py") and not Path(file).is_file():
+        if file.endswith(".py") and not os.path.isfile(file):
             raise OnestepError(f"{path}: plugins: there is no file {file}; correct the path")
     return found
 
@@ -119,7 +119,7 @@ def _house(document: dict, path: Path) -> Path:
 
 
 def _has_any(folder: Path, files: list) -> bool:
-    return any((folder / file).is_file() for file in files if isinstance(file, str))
+    return any(os.path.isfile(folder / file) for file in files if isinstance(file, str))
 
 
 def _folder_name(name: object, path: Path) -> str:
@@ -187,7 +187,7 @@ def _read_stage(name: object, value: object, path: Path, folder: Path, notebooks
     value = mapping(value, f"{path}: stage {name!r}")
     refuse_unknown(value, _STAGE_KEYS, where)
     file = text_of(value.get("notebook"), f"{where}notebook")
-    if not (folder / file).is_file():
+    if not os.path.isfile(folder / file):
         raise OnestepError(f"{where}no notebook {file!r} in {folder}{near_miss(file, names_in(folder, '*.ipynb'))}")
     if file not in notebooks:
         notebooks[file] = Notebook.read(folder / file)

@@ -5,6 +5,7 @@ of its own for one run, which every side must show; a scheduler that somebody el
 """
 
 import inspect
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -48,7 +49,7 @@ def of_user(address: str, *, insecure: bool) -> Security | None:
             "in ~/.config/dask/distributed.yaml or as DASK_DISTRIBUTED__COMM__TLS__CA_FILE and the like"
         )
     for key, file in files.items():
-        if file and "\n" not in file and not Path(file).is_file():
+        if file and "\n" not in file and not os.path.isfile(file):
             raise OnestepError(f"distributed.comm.tls.{key} in Dask's configuration: there is no file {file}")
     try:
         own.get_connection_args("client")

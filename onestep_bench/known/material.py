@@ -12,7 +12,7 @@ def data_path(name: str, folder: Path) -> Path | None:
     """The file or folder of a data set that is no registered name: where `data.load` would find it."""
     root = Path(os.environ.get("ONESTEP_DATA") or "~/.cache/onestep_bench/data").expanduser()
     paths = (folder / Path(name).expanduser(), root / name)
-    return next((path for path in paths if name and path.exists()), None)
+    return next((path for path in paths if name and os.path.exists(path)), None)
 
 
 def check_data(everything: dict, folder: Path, where: str) -> None:

@@ -6,6 +6,7 @@ A parameter of a name that does not stand here may be anything of its type.
 import ast
 import difflib
 import math
+import os
 import re
 import sys
 from collections.abc import Callable, Iterable
@@ -150,7 +151,7 @@ def _teacher(value: object, everything: dict, folder: Path) -> None:
         return
     able = [name for name, entry in known("methods").items() if entry.data == "images" and not entry.needs_teacher]
     names = [*able, *known("zoo")]
-    if value in names or (value and (folder / Path(value).expanduser()).exists()):
+    if value in names or (value and os.path.exists(folder / Path(value).expanduser())):
         return
     unable = value in known("methods")
     hint = f"; {value} itself needs a teacher or pairs" if unable else _hint(value, names, "methods")

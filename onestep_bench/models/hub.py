@@ -4,6 +4,7 @@ What is taken in is data alone: two files by their names, weights by the hash th
 else that a repository may hold.
 """
 
+import os
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -107,7 +108,7 @@ def _fetch(repo: str, folder: Path, revision: str | None) -> None:
     if revision:
         raise OnestepError(f"{repo} is a folder, which has no revisions; leave --revision out")
     source = Path(repo).expanduser()
-    if not source.is_dir():
+    if not os.path.isdir(source):
         raise OnestepError(f"no folder {source}; correct the path, or name a repository of the Hub as USER/NAME")
     for name in (CONFIG, WEIGHTS, CARD):
         if not (source / name).is_file():

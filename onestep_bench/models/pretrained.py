@@ -66,7 +66,7 @@ def find(source: Path | str) -> Path:
         fetch(target, [str(source)])
         return target
     path = Path(source).expanduser()
-    if path.exists():
+    if os.path.exists(path):
         return path
     if is_key(source):
         key, _, seen = str(source).partition("@")
@@ -94,7 +94,7 @@ def _stored(start: str) -> Path:
     keys = sorted(path.name for path in root.glob(f"{_KIND}*") if "." not in path.name)
     if found := one_key(start, keys):
         return root / found
-    if (root / f"{start}.partial").exists():
+    if os.path.exists(root / f"{start}.partial"):
         raise OnestepError(f"{start} is not whole yet, or was left by a killed run; run again what trains it")
     if not keys:
         raise OnestepError(f"no model {start}: the store {root} has none; name another with --store or ONESTEP_STORE")

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 
+from onestep_bench.errors import OnestepError
 from onestep_bench.scoring.rows import MIME
 from onestep_bench.store.files import write_text
 
@@ -60,7 +61,11 @@ def _page(path: Path, mark: str) -> str:
     # The record is for reports; beside it stands a table for people.
     for cell in (cell for cell in notebook.cells if "outputs" in cell):
         cell.update({"outputs": [output for output in map(_shown, cell["outputs"]) if output]})
-    body, _ = exporter.from_notebook_node(notebook)
+    try:
+        body, _ = exporter.from_notebook_node(notebook)
+    except nbformat.ValidationError as error:
+        why = str(error).partition("\n")[0]
+        raise OnestepError(f"{path} is no whole notebook ({why}); execute it again, or move it away") from error
     template = environment().get_template("notebook.html")
     return template.render(title=path.stem, mark=mark, body=body)
 

@@ -6,7 +6,7 @@ import pandas as pd
 from onestep_bench.report.comparisons import at_one_place
 from onestep_bench.report.points import distance_name, weight
 from onestep_bench.report.statistics import differences
-from onestep_bench.report.tables import PROTOCOL, brief, is_teacher, measured, size_order, summarise
+from onestep_bench.report.tables import PROTOCOL, brief, is_teacher, measured, size_order, split_words, summarise
 
 STEPS = (1, 2, 4)
 _FEW = 4  # names of methods that are spelled out
@@ -60,7 +60,7 @@ def _means(rows: pd.DataFrame) -> str:
 
 def _place(rows: pd.DataFrame, raced: pd.DataFrame, steps: list[int]) -> dict:
     first = rows.iloc[0]
-    split = {"all": "all images", "train": "training images", "test": "held-out images"}[first["split"]]
+    split = split_words(first["split"])
     return {
         "dataset": first["dataset"],
         "judge": first["features"],

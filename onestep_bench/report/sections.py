@@ -17,7 +17,7 @@ from onestep_bench.report.drawing import STYLE
 from onestep_bench.report.points import column, judged, plain, weight
 from onestep_bench.report.recipes import search_table
 from onestep_bench.report.statistics import COPY, by_judge, components, differences, generalisation_gap
-from onestep_bench.report.tables import PROTOCOL, drawable, is_teacher
+from onestep_bench.report.tables import PROTOCOL, drawable, is_teacher, split_words
 from onestep_bench.store.files import replacing
 
 # Beginnings of the names of the files drawn here.
@@ -114,7 +114,7 @@ def endings(names: list[str]) -> list[str]:
 
 def _in_words(rows: pd.DataFrame) -> str:
     first = rows.iloc[0]
-    split = {"all": "all images", "train": "training images", "test": "held-out images"}[first["split"]]
+    split = split_words(first["split"])
     return f"{first['dataset']}, {first['features']}, {split}"
 
 

@@ -147,9 +147,14 @@ def strip_order(strip: dict) -> tuple:
     return (str(strip["dataset"]), not teacher, *within)
 
 
+def split_words(split: str) -> str:
+    """What a split is called in a sentence; one that is none of ours as it is."""
+    return {"all": "all images", "train": "training images", "test": "held-out images"}.get(split, f"split {split}")
+
+
 def size_order(size: str) -> tuple[float, str]:
     """Sort key of named sizes: '0.05M' before '0.2M' before '15.7M'."""
-    number = re.match(r"[\d.]+", str(size))
+    number = re.match(r"\d+(\.\d+)?", str(size))
     return (float(number.group()) if number else float("inf"), str(size))
 
 

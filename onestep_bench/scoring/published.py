@@ -39,6 +39,6 @@ def _statistics_at(reference: str) -> Path:
         fetch(target, [reference])
         return target
     for path in (Path(reference).expanduser(), folder / reference):
-        if path.is_file():
+        if os.path.isfile(path):
             return path
     raise OnestepError(f"no file of statistics {reference} (looked in {folder} too); correct the path")

@@ -1,9 +1,11 @@
 """Which workers a machine gets, and what a cluster file may say."""
 
 import os
+import signal
 import threading
 from pathlib import Path
 
+import dask
 import pytest
 import yaml
 from distributed.comm import CommClosedError
@@ -194,3 +196,15 @@ def test_a_worker_that_dies_as_it_is_told_of_plugins_is_one_line(refuses):
 
     with refuses("lost the scheduler or a worker as the run began", "Stream is closed", "run again"):
         clusters._equip(Losing(), [Devices()])
+
+
+def test_a_worker_that_dask_has_given_up_is_started_again(tmp_path):
+    """On a busy machine one that was killed takes longer to come back than Dask waits for it."""
+    with (
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1ms"}),
+        connected(1, shared=tmp_path, workers=1) as client,
+    ):
+        for _ in range(2):
+            (pid,) = client.run(os.getpid).values()
+            os.kill(pid, signal.SIGKILL)
+            assert client.submit(os.getpid, pure=False).result(timeout=60) != pid
