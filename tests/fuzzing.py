@@ -88,6 +88,8 @@ def _watched(yard: Path):
     global _watch
     _watch = _watch or _Watch()
     here, environment, temporary = os.getcwd(), dict(os.environ), tempfile.tempdir
+    # What is imported while a file is read is compiled, as it always is, and that is not the file's doing.
+    compiled, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     for name in ("tmp", "work", "built", "cache"):
         (yard / name).mkdir()
     os.chdir(yard / "work")
@@ -100,7 +102,7 @@ def _watched(yard: Path):
         os.chdir(here)
         os.environ.clear()
         os.environ.update(environment)  # a grid names plug-ins in it
-        tempfile.tempdir = temporary
+        tempfile.tempdir, sys.dont_write_bytecode = temporary, compiled
 
 
 def seeds(name: str) -> list[bytes]:
