@@ -70,9 +70,8 @@ def _folder(folder: Path) -> Archive:
 @contextmanager
 def _zip(path: Path) -> Iterator[Archive]:
     with zipfile.ZipFile(path) as archive:
-        entries = [
-            info for info in archive.infolist() if not info.filename.endswith("/")
-        ]  # is_dir() fails on a name of nothing
+        # Not is_dir(), which fails on a name of nothing.
+        entries = [info for info in archive.infolist() if not info.filename.endswith("/")]
         names = [info.filename for info in entries]
         _check_names(path, names)
 

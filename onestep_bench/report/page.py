@@ -21,13 +21,7 @@ from onestep_bench.report.points import distance_name, score_table
 from onestep_bench.report.recipes import extended, results
 from onestep_bench.report.samples import named, on_page, one_a_name, sample_sheet
 from onestep_bench.report.sections import FILES, across, endings, protocols, save, sizes_differ
-from onestep_bench.report.tables import (
-    BUSY,
-    executed_in,
-    read_rows,
-    read_strips,
-    summarise,
-)
+from onestep_bench.report.tables import BUSY, executed_in, read_rows, read_strips, summarise
 from onestep_bench.store.files import write_text
 
 _STATES = ("done", "outdated", "failed", "to do")

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from commands import complaint, told
 from PIL import Image
 from standins import edm_bytes, numbered, slimflow_content
 
@@ -31,19 +32,6 @@ def pickled(tmp_path, denoiser):
     path = tmp_path / "network.pkl"
     path.write_bytes(edm_bytes(denoiser))
     return path
-
-
-def told(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def complaint(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.startswith("onestep-bench: error: ")
-    assert error.count("\n") == 1
-    return error
 
 
 def test_import_makes_a_folder_of_ours(pickled, denoiser, tmp_path, capsys):

@@ -8,11 +8,11 @@ import httpx2
 import pytest
 import torch
 import yaml
+from commands import complaint, told
 from huggingface_hub import errors
 from tiny import row
 
 from onestep_bench import store, study
-from onestep_bench.cli import main
 from onestep_bench.denoiser import edm_denoiser
 from onestep_bench.models import checkpoints, hub, pretrained
 from onestep_bench.models.pretrained import load_pretrained
@@ -33,18 +33,6 @@ def key():
 
     recipe = {"method": "kd", "size": "0.01M", "class_counts": [1, 1, 1], "seed": 0, "training": {"lr": 1e-3}}
     return store.memo("model", recipe, [], make).key
-
-
-def told(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 0
-    return capsys.readouterr().out
-
-
-def complaint(capsys, *arguments):
-    assert main([str(argument) for argument in arguments]) == 2
-    error = capsys.readouterr().err
-    assert error.count("\n") == 1
-    return error
 
 
 def scores(path, key):
