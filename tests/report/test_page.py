@@ -273,7 +273,12 @@ def test_a_lean_report_keeps_a_search_that_its_notebooks_take_along(tmp_path):
     assert "lr 0.2" in json.dumps(parts[1])
 
 
-@pytest.mark.parametrize("damaged", [b"x", gzip.compress(b"{")[:-4], gzip.compress(b"{}"), gzip.compress(b"[")])
+# Named, since a gzip file holds the second it was made in, and two workers must call one test by the same name.
+@pytest.mark.parametrize(
+    "damaged",
+    [b"x", gzip.compress(b"{")[:-4], gzip.compress(b"{}"), gzip.compress(b"[")],
+    ids=["no gzip file", "cut off", "empty", "no JSON"],
+)
 def test_a_damaged_record_is_one_line(tmp_path, damaged):
     (tmp_path / "record.json.gz").write_bytes(damaged)
     with pytest.raises(OnestepError, match=r"record.json.gz (is damaged|holds scores that nobody recorded so)"):
