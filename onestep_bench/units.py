@@ -8,6 +8,8 @@ _BYTES = {"B": 1} | {
     f"{prefix}{end}": base**i for i, prefix in enumerate("KMGT", 1) for end, base in (("B", 1000), ("iB", 1024))
 }
 
+_MOST = 1e18  # of either, beyond which a number is nobody's bound
+
 
 def seconds_of(value: object) -> float | None:
     """Seconds of a number (of seconds) or a text such as '90s', '10min', '2h' or '1d'; None if it is neither."""
@@ -21,12 +23,12 @@ def bytes_of(value: object) -> int | None:
 
 
 def _amount(value: object, units: dict[str, int]) -> float | None:
-    if type(value) in (int, float):
-        return float(value) if value > 0 else None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", value) if isinstance(value, str) else None
-    if not found or found[2] not in units:
-        return None
-    return float(found[1]) * units[found[2]] or None
+    if isinstance(value, str):
+        found = re.fullmatch(r"(\d+(?:\.\d+)?) ?([A-Za-z]+)", value)
+        if not found or found[2] not in units:
+            return None
+        value = float(found[1]) * units[found[2]]
+    return float(value) if type(value) in (int, float) and 0 < value < _MOST else None
 
 
 def duration(seconds: float) -> str:

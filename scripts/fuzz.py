@@ -1,9 +1,9 @@
 """Spoilt files by the thousand, of every format that the package reads; a table of what came of them.
 
-`make fuzz` runs it. Each file is a function of (seed, format, number), so a finding is read again with `--only FORMAT
---index N`. Tallies are kept in `--out` after every chunk: a run that was stopped goes on where it was. A chunk is a
-process of its own, bounded in memory; a file on which it dies is told like any other finding. Exits with 1 if there
-are any.
+`make fuzz` runs it. Each file is a function of (seed, format, number), and one that finds something is kept in `--out`;
+`--only FORMAT --index N` reads it again. Tallies are kept there after every chunk: a run that was stopped goes on where
+it was. A chunk is a process of its own, bounded in memory; a file on which it dies is told like any other finding.
+Exits with 1 if there are any.
 """
 
 import argparse
@@ -34,7 +34,7 @@ def main() -> int:
     asked = _arguments()
     names = asked.only or list(FORMATS)
     if asked.index is not None:
-        return _again(names[0], asked.index, asked.seed)
+        return _again(names[0], asked)
     ends = time.monotonic() + asked.minutes * 60 if asked.minutes else float("inf")
     asked.out.mkdir(parents=True, exist_ok=True)
     for name in names:
@@ -64,14 +64,19 @@ def _arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def _again(name: str, index: int, seed: int) -> int:
-    outcome = attempt(name, spoilt(name, index, seed))
+def _again(name: str, asked: argparse.Namespace) -> int:
+    kept = _finding(asked, name, asked.index)
+    outcome = attempt(name, kept.read_bytes() if kept.exists() else spoilt(name, asked.index, asked.seed))
     print(f"{outcome.ending} in {outcome.seconds:.2f} s", outcome.why, *outcome.executed, *outcome.outside, sep="\n")
     return int(outcome.bad)
 
 
 def _file(asked: argparse.Namespace, name: str) -> Path:
     return asked.out / f"{name.replace(' ', '-')}-{asked.seed}.json"
+
+
+def _finding(asked: argparse.Namespace, name: str, index: int) -> Path:
+    return _file(asked, name).with_suffix(f".{index}")
 
 
 def _kept(asked: argparse.Namespace, name: str) -> dict:
@@ -120,6 +125,7 @@ def _add(tally: dict, name: str, number: int, found: dict, asked: argparse.Names
     for what in ("outside", "executed"):
         tally[what] += bool(found.get(what))
     if found["ending"] == "other" or found.get("outside") or found.get("executed"):
+        _finding(asked, name, number).write_bytes(spoilt(name, number, asked.seed))
         with open(asked.out / "findings.jsonl", "a", encoding="utf-8") as file:
             file.write(json.dumps({"format": name, "index": number, **found}) + "\n")
 

@@ -111,7 +111,7 @@ def seeds(name: str) -> list[bytes]:
 
 
 def spoilt(name: str, index: int, seed: int = 0) -> bytes:
-    """File number `index` of a format: the same bytes every time."""
+    """File number `index` of a format: the same bytes every time, but for addresses that torch writes in pickles."""
     random_ = random.Random(f"{seed} {name} {index}")
     return spoil(random_, random_.choice(seeds(name)), FORMATS[name].name, seeds(name))
 

@@ -29,6 +29,7 @@ from onestep_bench.data.sets.mnist import _read_idx
 from onestep_bench.data.streams import images_at
 from onestep_bench.denoiser import Denoiser, edm_denoiser
 from onestep_bench.grid import clusters
+from onestep_bench.grid.cells import Cell, status_of
 from onestep_bench.grid.parameters import Notebook, read_notebook
 from onestep_bench.grid.plan import read_grid
 from onestep_bench.models import checkpoints
@@ -207,13 +208,15 @@ def _notebooks() -> list[bytes]:
         rows = [row(seed=seed, fid=5.0 + seed, model="m") for seed in range(2)]
         recipes = {"r0": {"kd.lr": 0.001}}
         strips = [strip("SlimFlow", "0.2M", 1)]
-        stamp = {"onestep_bench": {"digest": "0", "seconds": 1.0, "why": "", "parameters": {}}}
+        used = [{"artifact": "store/model-m", "content": "0"}, {"data": "d.zip", "size": 1, "mtime": 2, "sha256": "0"}]
+        stamp = {"onestep_bench": {"digest": "0", "seconds": 1.0, "why": "", "parameters": {}, "used": used}}
         return [executed(folder / "a.ipynb", rows, strips, stamp, recipes=recipes).read_bytes()]
 
 
 def _read_notebooks(path: Path) -> object:
     read_notebook(path)
     Notebook.read(path)
+    status_of(Cell("stage", path, {}, (), path.stem, "0"), path.parent)
     rows, _ = read_rows(path.parent), read_strips(path.parent)
     summarise(rows)
     # Drawing takes a thousand times as long as reading: of the spoilt ones one in sixteen is drawn.

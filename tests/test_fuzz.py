@@ -18,6 +18,7 @@ from mutations import CANARY, Member, zipped
 from tiny import strip
 
 from onestep_bench.data.sets import mnist
+from onestep_bench.grid.cells import STAMP
 from onestep_bench.report.executed import as_pages
 from onestep_bench.report.samples import sample_sheet
 from onestep_bench.report.tables import size_order, split_words
@@ -61,8 +62,8 @@ def test_a_file_on_which_the_reader_dies_is_one_finding(tmp_path, request, monke
     spec = importlib.util.spec_from_file_location("fuzz", request.config.rootpath / "scripts" / "fuzz.py")
     fuzz = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(fuzz)
-    monkeypatch.setattr(fuzz, "spoilt", lambda name, number, seed: number)
-    monkeypatch.setattr(fuzz, "attempt", lambda name, number: os._exit(9) if number == 3 else Outcome("refused", "", 0))
+    monkeypatch.setattr(fuzz, "spoilt", lambda name, number, seed: bytes([number]))
+    monkeypatch.setattr(fuzz, "attempt", lambda name, file: os._exit(9) if file == b"\3" else Outcome("refused", "", 0))
     asked = argparse.Namespace(each=8, seed=0, out=tmp_path)
     tally = dict.fromkeys(fuzz._COLUMNS, 0)
     for inputs in (4, 8):
@@ -71,6 +72,8 @@ def test_a_file_on_which_the_reader_dies_is_one_finding(tmp_path, request, monke
     assert (tally["refused"], tally["other"]) == (7, 1)
     (finding,) = (tmp_path / "findings.jsonl").read_text().splitlines()
     assert json.loads(finding)["index"] == 3
+    (kept,) = tmp_path.glob("idx-0.[0-9]*")
+    assert (kept.name, kept.read_bytes()) == ("idx-0.3", b"\3")
 
 
 @pytest.mark.parametrize("name", ["os.system", "builtins.exec", "subprocess.Popen", "..x.y", ".", "json.nothing"])
@@ -91,11 +94,31 @@ def test_a_spoilt_row_is_put_into_words():
     assert split_words("{x}") == "split {x}"
 
 
-def test_a_notebook_that_lost_its_outputs_makes_no_page(tmp_path, refuses):
-    cell = {"cell_type": "code", "id": "a", "metadata": {}, "source": "", "execution_count": None}
-    whole = {"cells": [cell], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+CELL = {"cell_type": "code", "id": "a", "metadata": {}, "source": "", "execution_count": None, "outputs": []}
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda whole: whole["cells"][0].pop("outputs"), "'outputs' is a required property"),
+        (lambda whole: whole["cells"][0].update(outputs=[1]), "1 is not"),
+        (lambda whole: whole.update(cells=[1]), "no list of cells"),
+        (lambda whole: whole.pop("cells"), "no list of cells"),
+        (lambda whole: whole.pop("metadata"), "metadata"),
+        (lambda whole: whole["cells"][0].update(source="\ud800"), "surrogates"),
+        *(
+            (lambda whole, odd=odd, key=key: whole.update({key: odd}), "nbformat 4")
+            for key in ("nbformat", "nbformat_minor")
+            for odd in ("x", None, [], {})
+        ),
+        *((lambda whole, odd=odd: whole.update(nbformat=odd), "nbformat 4") for odd in (1, 3, 5)),
+    ],
+)
+def test_what_is_no_whole_notebook_makes_no_page(tmp_path, refuses, change, told):
+    whole = {"cells": [dict(CELL)], "metadata": {}, "nbformat": 4, "nbformat_minor": 5}
+    change(whole)
     (tmp_path / "a.ipynb").write_text(json.dumps(whole))
-    with refuses("a.ipynb is no whole notebook", "'outputs' is a required property"):
+    with refuses("a.ipynb is no whole notebook", told):
         as_pages([tmp_path / "a.ipynb"], tmp_path / "pages")
     assert not list(tmp_path.glob("pages/*"))
 
@@ -182,7 +205,10 @@ def test_no_bit_of_a_zip_changes_its_images_unseen():
         (lambda bundle: bundle.update(rows={"a": 1}), "rows are no list"),
         (lambda bundle: bundle["rows"][0].update(fid="many"), "fid of a row"),
         (lambda bundle: bundle["rows"][0].update(label=None), "label of a row"),
+        (lambda bundle: bundle["rows"][0].update(recipe={"kd.lr": 1}), "recipe of a row"),
+        (lambda bundle: bundle["rows"][0].update(warning="\ud800"), "half a character"),
         (lambda bundle: bundle["strips"][0].update(steps="1"), "steps of a strip"),
+        (lambda bundle: bundle["strips"][0].update(saw=["data"]), "saw of a strip"),
         (lambda bundle: bundle.update(recipes=[]), "recipes"),
         (lambda bundle: bundle.update(metrics={"x": "best"}), "metrics"),
     ],
@@ -192,6 +218,34 @@ def test_scores_that_nobody_recorded_so_are_refused(change, told):
     (bundle,) = document["cells"][0]["outputs"][0]["data"].values()
     change(bundle)
     refused("executed", json.dumps(document).encode(), told)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seconds": "1"},
+        {"seconds": True},
+        {"why": None},
+        {"digest": 1},
+        {"parameters": []},
+        {"used": {}},
+        {"used": ["model"]},
+        {"used": [{"artifact": "m"}]},
+        {"used": [{"data": "d.zip", "sha256": "0", "size": "1", "mtime": 2}]},
+    ],
+    ids=str,
+)
+def test_a_stamp_that_no_run_wrote_is_refused(change):
+    document = json.loads(seeds("executed")[0])
+    document["metadata"][STAMP].update(change)
+    refused("executed", json.dumps(document).encode(), "a stamp that no run wrote")
+
+
+@pytest.mark.parametrize("stamp", ["", [], "x", None])
+def test_a_stamp_is_a_dictionary(stamp):
+    document = json.loads(seeds("executed")[0])
+    document["metadata"][STAMP] = stamp
+    refused("executed", json.dumps(document).encode(), "a stamp that no run wrote")
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from onestep_bench.units import bytes_of, count, duration, seconds_of, size
     [
         (90, 90), (0.5, 0.5), ("90s", 90), ("10m", 600), ("10 min", 600), ("1.5h", 5400), ("2d", 172800),
         ("h", None), ("2 fortnights", None), ("2", None), (0, None), (-1, None), ("0s", None), (True, None),
+        (float("inf"), None), (float("nan"), None), (10**400, None), ("9" * 400 + "s", None), ([1], None),
     ],
 )  # fmt: skip
 def test_seconds(value, seconds):
@@ -16,7 +17,15 @@ def test_seconds(value, seconds):
 
 @pytest.mark.parametrize(
     ("value", "count"),
-    [(1024, 1024), ("800MB", 800_000_000), ("8GiB", 8 * 1024**3), ("1.5 KB", 1500), ("12 B", 12), ("8G", None)],
+    [
+        (1024, 1024),
+        ("800MB", 800_000_000),
+        ("8GiB", 8 * 1024**3),
+        ("1.5 KB", 1500),
+        ("12 B", 12),
+        ("8G", None),
+        (float("inf"), None),
+    ],
 )
 def test_bytes(value, count):
     assert bytes_of(value) == count

@@ -20,6 +20,8 @@ def notebook(path: Path, parameters: str, *code: str) -> Path:
     if parameters:
         cells.append(nbformat.v4.new_code_cell(parameters, metadata={"tags": ["parameters"]}))
     cells += [nbformat.v4.new_code_cell(source) for source in code]
+    for number, cell in enumerate(cells):  # else at random: equal notebooks are equal files
+        cell["id"] = f"cell-{number}"
     spec = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=cells, metadata=spec), path)
@@ -107,7 +109,7 @@ def strip(label: str, size: str, steps: int, **given) -> dict:
 def executed(path: Path, rows: list[dict], strips: Sequence[dict] = (), stamp: dict | None = None, **more) -> Path:
     """Write an executed notebook that holds a bundle (more: its further keys), with `stamp` as its metadata."""
     output = nbformat.v4.new_output("display_data", {MIME: {"rows": rows, "strips": list(strips), **more}})
-    cell = nbformat.v4.new_code_cell("record(scores)", outputs=[output])
+    cell = nbformat.v4.new_code_cell("record(scores)", outputs=[output], id="cell-0")
     path.parent.mkdir(parents=True, exist_ok=True)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=stamp or {}), path)
     return path

@@ -1,5 +1,6 @@
 """A grid as it is planned: its cells, and what is known of each from the files of earlier runs."""
 
+import os
 import time
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -12,6 +13,9 @@ from onestep_bench.store.artifacts import META, Artifact
 from onestep_bench.store.files import same_data
 
 STAMP = "onestep_bench"  # key of our entry in an executed notebook's metadata
+_STAMPED = {"digest": str, "why": str, "seconds": int | float, "parameters": dict, "used": list}
+_ARTIFACT = {"artifact": str, "content": str}
+_DATA = {"data": str, "sha256": str, "size": int, "mtime": int}
 RUNNING = "running.json"  # in a cell's scratch folder: where and since when it runs
 
 
@@ -148,7 +152,7 @@ def _artifact_now(folder: Path, written: int, second: int) -> tuple[str, str]:
 
 def _data_moved_on(used: dict) -> str:
     path = Path(used["data"])
-    if not path.exists():
+    if not os.path.exists(path):  # unlike Path's, of any name
         return f"its data {path} are gone"
     return "" if same_data(path, used) else f"its data {path} have other content"
 
@@ -159,5 +163,22 @@ def scratch_path(cell: Cell, folder: Path) -> Path:
 
 
 def read_stamp(path: Path) -> dict:
-    """What the engine wrote into an executed notebook's metadata; empty for any other notebook."""
-    return read_notebook(path)["metadata"].get(STAMP, {})
+    """What the engine wrote into an executed notebook's metadata; empty for any other notebook.
+
+    Raises OnestepError for what it would not write.
+    """
+    stamp = read_notebook(path)["metadata"].get(STAMP, {})
+    if stamp != {} and not _is_stamp(stamp):
+        raise OnestepError(f"{path} has a stamp that no run wrote; delete it and run the grid again")
+    return stamp
+
+
+def _is_stamp(found: object) -> bool:
+    told = isinstance(found, dict) and {"parameters": {}, "used": []} | found  # which older ones lack
+    return told and _has(told, _STAMPED) and all(_has(used, _ARTIFACT) or _has(used, _DATA) for used in told["used"])
+
+
+def _has(found: object, kinds: dict[str, type]) -> bool:
+    return isinstance(found, dict) and all(
+        isinstance(found.get(name), kind) and not isinstance(found[name], bool) for name, kind in kinds.items()
+    )

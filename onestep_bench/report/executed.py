@@ -5,6 +5,7 @@ or how pages look, has changed.
 """
 
 import hashlib
+import json
 import re
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -57,17 +58,31 @@ def _page(path: Path, mark: str) -> str:
 
     exporter = HTMLExporter(template_name="basic", sanitize_html=True)
     exporter.register_filter("clean_html", _cleaned)
-    notebook = nbformat.read(path, as_version=4)
-    # The record is for reports; beside it stands a table for people.
-    for cell in (cell for cell in notebook.cells if "outputs" in cell):
-        cell.update({"outputs": [output for output in map(_shown, cell["outputs"]) if output]})
     try:
+        notebook = _whole(path.read_text(encoding="utf-8"))
+        # The record is for reports; beside it stands a table for people.
+        for cell in (cell for cell in notebook.cells if "outputs" in cell):
+            cell.update({"outputs": [output for output in map(_shown, cell["outputs"]) if output]})
         body, _ = exporter.from_notebook_node(notebook)
-    except nbformat.ValidationError as error:
+        body.encode()  # JSON can spell half a character, which no page could hold
+    except (ValueError, nbformat.ValidationError) as error:
         why = str(error).partition("\n")[0]
         raise OnestepError(f"{path} is no whole notebook ({why}); execute it again, or move it away") from error
     template = environment().get_template("notebook.html")
     return template.render(title=path.stem, mark=mark, body=body)
+
+
+def _whole(text: str):
+    """A notebook of format 4. Raises ValueError or a ValidationError for anything else, on which nbformat may choke."""
+    import nbformat
+
+    plain = json.loads(text)
+    if not isinstance(plain, dict) or plain.get("nbformat") != 4 or type(plain.get("nbformat_minor")) is not int:
+        raise ValueError("not of nbformat 4")
+    if not isinstance(plain.get("cells"), list) or not all(isinstance(cell, dict) for cell in plain["cells"]):
+        raise ValueError("no list of cells")
+    nbformat.validate(plain)
+    return nbformat.reads(text, as_version=4)
 
 
 def _shown(output: dict) -> dict | None:

@@ -1,6 +1,5 @@
 """Executed notebooks to rows, and rows to tables: means, spreads and bests, never over two protocols."""
 
-import json
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -132,10 +131,8 @@ def executed_in(folder: Path) -> list[Path]:
 
 
 def _plain(key: str, value: object) -> object:
-    """A table cell: nested values as one line of JSON; a kernel's 'nan' (JSON has no NaN) as the number again."""
-    if key in NUMBERS and isinstance(value, str):
-        return float(value)
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+    """A table cell: a kernel's 'nan' (JSON has no NaN) as the number again."""
+    return float(value) if key in NUMBERS and isinstance(value, str) else value
 
 
 def strip_order(strip: dict) -> tuple:

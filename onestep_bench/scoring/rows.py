@@ -148,6 +148,10 @@ def _misshapen(found: object) -> str:
     if not isinstance(recipes, dict) or not all(isinstance(one, dict) for one in recipes.values()):
         return "recipes"
     numbers = NUMBERS | metrics.keys()
+    try:
+        json.dumps(found, ensure_ascii=False).encode()
+    except UnicodeEncodeError:  # JSON can spell half a character, which no report could hold
+        return "half a character"
     for row in found["rows"]:
         odd = (name for name, value in row.items() if not _fits(value, name in numbers, name in _ALWAYS))
         if name := next(odd, None):
@@ -160,13 +164,14 @@ def _fits(value: object, number: bool, always: bool) -> bool:
         return not always
     if number:  # JSON has no NaN: kernels write 'nan'
         return (type(value) in (int, float) and abs(value) < 1e300) or value in ("nan", "inf", "-inf") or value != value
-    return isinstance(value, str | dict | list) and (isinstance(value, str) or not always)
+    return isinstance(value, str)
 
 
 def _misshapen_strip(strip: dict) -> str:
     kinds = {"label": str, "size": str, "steps": int, "sampler": str | None, "train_seed": int | None, "png": str}
-    for name, kind in kinds.items():
-        if name not in strip or not isinstance(strip[name], kind) or isinstance(strip[name], bool):
+    told = {"saw": None, "recipe": None} | strip  # which older ones lack
+    for name, kind in (kinds | {"saw": str | None, "recipe": str | None}).items():
+        if name not in told or not isinstance(told[name], kind) or isinstance(told[name], bool):
             return f"{name} of a strip"
     nearest = strip.get("nearest")
     if nearest is not None and not (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from onestep_bench.errors import OnestepError, near_miss
 
-OPTIMIZERS = ("adam", "radam", "adamw", "sgd")
+OPTIMIZERS = ("adam", "radam", "adamw")
 DECAYS = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "bf16", "tf32", "fp32")
 
@@ -16,11 +16,10 @@ class TrainConfig:
     """What every method trains with, unless the method or the caller says otherwise.
 
     kimg: budget, thousands of images seen. warmup_kimg: linear warm-up of the learning rate. lr_decay: 'constant', or
-    to zero at the end of the budget 'linear' or 'cosine'. optimizer: of `OPTIMIZERS`, as torch has them, 'sgd' with
-    Nesterov's momentum of the first of the betas; weight_decay: of 'adamw' (Loshchilov and Hutter 2019) taken from the
-    weights, of the others added to the gradient. Both are those of every network, lr and betas the student's. clip:
-    gradient norm, 0 for none. accumulate: micro-batches a step. dropout: of the student; None is its size's, or that of
-    the model it starts from. precision: see `precision`.
+    to zero at the end of the budget 'linear' or 'cosine'. optimizer: of `OPTIMIZERS`, as torch has them; weight_decay:
+    of 'adam' and 'radam' added to the gradient, of 'adamw' (Loshchilov and Hutter 2019) taken from the weights. Both
+    are those of every network, lr and betas the student's. clip: gradient norm, 0 for none. accumulate: micro-batches a
+    step. dropout: of the student; None is its size's, or that of the model it starts from. precision: see `precision`.
     ema_halflife_kimg: half-life of the weights' average, which is the model; 0 is no average but the weights as they
     are. Its decay is capped by (1+n)/(10+n) at step n, so that the random start is forgotten. ema_rampup: if positive,
     the half-life is at most this share of the images seen so far (0.05 in EDM's and GDD's code). emas: half-lives of

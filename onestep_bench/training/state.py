@@ -90,9 +90,6 @@ def _optimizer(
     parameters: list[nn.Parameter], config: TrainConfig, betas: tuple[float, float]
 ) -> torch.optim.Optimizer:
     """Of one network, by `config.optimizer`; RAdam (Liu et al. 2020) is the one that torch has not fused."""
-    if config.optimizer == "sgd":
-        how = {"lr": config.lr, "momentum": betas[0], "nesterov": betas[0] > 0, "weight_decay": config.weight_decay}
-        return torch.optim.SGD(parameters, **how, fused=True)
     common = {"lr": config.lr, "betas": betas, "weight_decay": config.weight_decay}
     if config.optimizer == "radam":
         return torch.optim.RAdam(parameters, **common)

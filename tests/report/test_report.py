@@ -163,11 +163,10 @@ def test_two_renderings_are_equal_byte_for_byte(tmp_path):
 
 
 def test_results_keep_every_digit(tmp_path):
-    executed(tmp_path / "a.ipynb", [row(fid=0.1 + 0.2, versions={"torch": "2.11", "numpy": "2.3"})])
+    executed(tmp_path / "a.ipynb", [row(fid=0.1 + 0.2)])
     report.render(tmp_path)
     (line,) = csv.DictReader(io.StringIO((tmp_path / "results.csv").read_text()))
     assert float(line["fid"]) == 0.1 + 0.2
-    assert line["versions"] == '{"numpy": "2.3", "torch": "2.11"}'
 
 
 def test_every_protocol_has_figures_of_its_own_and_stale_ones_go(tmp_path):

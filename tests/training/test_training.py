@@ -17,7 +17,7 @@ from onestep_bench.errors import OnestepError
 from onestep_bench.methods import Adam
 from onestep_bench.seeds import Draw, sample_labels, sample_noise
 from onestep_bench.training import source as source_room
-from onestep_bench.training.config import OPTIMIZERS, TrainConfig
+from onestep_bench.training.config import TrainConfig
 from onestep_bench.training.loop import fit
 from onestep_bench.training.source import Source
 
@@ -415,7 +415,7 @@ def averaged(tmp_path, config, kill_at=None):
     return nets, averages
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adam", "radam", "adamw"])
 def test_a_killed_run_ends_in_the_same_bits_with_any_optimiser_and_several_averages(tmp_path, optimizer):
     own = {"optimizer": optimizer, "weight_decay": 0.1, "lr_decay": "linear", "emas": (0.0, 0.01, 0.2)}
     config = replace(CONFIG, kimg=0.12, **own)
@@ -459,13 +459,7 @@ def radam(moments, gradient, step, lr, betas=(0.9, 0.99), eps=1e-8):
     return whole * math.sqrt(ratio)
 
 
-def sgd(moments, gradient, step, lr, betas=(0.9, 0.99)):
-    """As `adam`, by Nesterov's momentum as Sutskever et al. 2013 write it."""
-    moments[0] = betas[0] * moments[0] + gradient
-    return lr * (gradient + betas[0] * moments[0])
-
-
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", ["adam", "radam", "adamw"])
 def test_steps_are_those_of_the_papers(optimizer):
     nets = {"student": torch.nn.Linear(3, 1, bias=False, dtype=torch.float64)}
     expected = nets["student"].weight.detach().clone()
@@ -483,7 +477,7 @@ def test_steps_are_those_of_the_papers(optimizer):
             expected = expected * (1 - row.lr * decay)
         else:
             gradient = gradient + decay * expected
-        expected = expected - {"radam": radam, "sgd": sgd}.get(optimizer, adam)(moments, gradient, row.step, row.lr)
+        expected = expected - {"radam": radam}.get(optimizer, adam)(moments, gradient, row.step, row.lr)
         torch.testing.assert_close(nets["student"].weight.detach(), expected)
     assert row.step == 25
     assert row.lr == pytest.approx(0.05 / 25)
