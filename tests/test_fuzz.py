@@ -5,6 +5,7 @@ import gzip
 import importlib.util
 import io
 import json
+import math
 import os
 import struct
 import tarfile
@@ -225,6 +226,8 @@ def test_scores_that_nobody_recorded_so_are_refused(change, told):
     [
         {"seconds": "1"},
         {"seconds": True},
+        {"seconds": math.nan},
+        {"seconds": math.inf},
         {"why": None},
         {"digest": 1},
         {"parameters": []},

@@ -1,5 +1,6 @@
 """A grid as it is planned: its cells, and what is known of each from the files of earlier runs."""
 
+import math
 import os
 import time
 from dataclasses import dataclass, field
@@ -175,7 +176,9 @@ def read_stamp(path: Path) -> dict:
 
 def _is_stamp(found: object) -> bool:
     told = isinstance(found, dict) and {"parameters": {}, "used": []} | found  # which older ones lack
-    return told and _has(told, _STAMPED) and all(_has(used, _ARTIFACT) or _has(used, _DATA) for used in told["used"])
+    if not told or not _has(told, _STAMPED) or not 0 <= told["seconds"] < math.inf:  # NaN is not either
+        return False
+    return all(_has(used, _ARTIFACT) or _has(used, _DATA) for used in told["used"])
 
 
 def _has(found: object, kinds: dict[str, type]) -> bool:
