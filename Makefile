@@ -31,12 +31,12 @@ lint: .venv/ready
 
 # On copies: playing leaves the checkout, and the cells that were run with its notebooks, as they are. Reports are shared.
 # The server's root is the checkout: it serves no file from behind a link that leads out of its root. The path lets cells
-# call `!onestep-bench` and `!papermill`.
+# call `!onestep-bench` and `!papermill`. As root, in a container: `make lab LAB=--allow-root`.
 lab: .venv/lab
 	test -e lab/notebooks || $(BIN)/onestep-bench start lab
 	test -e lab/reports || ln -s ../reports lab/reports
 	@echo "lab/ is yours to change; for fresh copies of the notebooks move it away"
-	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/lab/notebooks/tour.ipynb
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/jupyter lab --notebook-dir=. --LabApp.default_url=/lab/tree/lab/notebooks/tour.ipynb $(LAB)
 
 # Store the notebooks again with the outputs of their default parameters.
 notebooks: .venv/ready
