@@ -194,7 +194,8 @@ def _cost_of_judge(dataset: str) -> str:
     if entry is None or entry.images is None:
         return "a classifier, if there are labels; how long it trains goes by the number of images"
     steps = steps_for(entry.images, entry.channels)
-    return f"a classifier of {steps:,} training steps of {BATCH} {'grey' if entry.channels == 1 else 'colour'} images"
+    what = "grey images" if entry.channels == 1 else "colour images, which is hours of a CPU"
+    return f"a classifier of {steps:,} training steps of {BATCH} {what}"
 
 
 def _tell_outdated(statuses: list[Status]) -> None:

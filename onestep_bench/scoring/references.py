@@ -139,8 +139,13 @@ def _classifier(data: Dataset | Statistics, fresh: bool) -> FeatureExtractor:
 
     def make(folder: Path) -> dict:
         checkpoint = folder / "checkpoint.pt"
-        network, accuracy, last = classifier.train(data.images, data.labels, device(), checkpoint)
+        network, held, last = classifier.train(data.images, data.labels, device(), checkpoint)
+        unseen = [(data.images[held], data.labels[held])]
+        if data.splits:
+            test = data.on("test")
+            unseen.append((test.images, test.labels))
         if ranks.leads():
+            accuracy = classifier.accuracy(network, *unseen)
             state = {key: value.cpu().contiguous() for key, value in network.state_dict().items()}
             with replacing(folder / "classifier.safetensors") as temporary:
                 save_file(state | {"accuracy": torch.tensor(accuracy, dtype=torch.float64)}, temporary)

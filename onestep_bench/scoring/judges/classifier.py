@@ -84,13 +84,13 @@ class Classifier(nn.Module):
 
 
 class _BatchStage(nn.Module):
-    """A convolution, half the resolution, a residual convolution there."""
+    """A convolution, half the resolution, two residual convolutions there."""
 
     def __init__(self, channels_in: int, channels: int):
         super().__init__()
         self.first = nn.Conv2d(channels_in, channels, 3, padding=1, bias=False)
-        self.second = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(2))
+        self.second, self.third = (nn.Conv2d(channels, channels, 3, padding=1, bias=False) for _ in range(2))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(channels) for _ in range(3))
         # So that later stages see the image from the first step on.
         nn.init.dirac_(self.first.weight.data[:channels_in])
 
@@ -98,7 +98,8 @@ class _BatchStage(nn.Module):
         x = self.first(x)
         x = functional.max_pool2d(x, 2) if min(x.shape[2:]) > 2 else x
         x = functional.silu(self.norms[0](x))
-        return x + functional.silu(self.norms[1](self.second(x)))
+        inner = functional.silu(self.norms[1](self.second(x)))
+        return x + functional.silu(self.norms[2](self.third(inner)))
 
 
 class _Stage(nn.Module):
@@ -119,35 +120,44 @@ class _Stage(nn.Module):
 
 
 def train(
-    images: torch.Tensor, labels: torch.Tensor, device: torch.device, checkpoint: Path | None = None
-) -> tuple[Classifier, float, LogRow]:
-    """A classifier of uint8 images (n, c, h, w) with labels (n,), its accuracy on the tenth held out, its last log row.
+    images: torch.Tensor,
+    labels: torch.Tensor,
+    device: torch.device,
+    checkpoint: Path | None = None,
+    precision: str = "auto",
+) -> tuple[Classifier, torch.Tensor, LogRow]:
+    """A classifier of uint8 images (n, c, h, w) with labels (n,), rows of those it was not shown, its last log row.
 
     Its rate warms up and falls along a cosine; images are shifted, in colour mirrored and cut too. checkpoint: file
-    from which a killed training goes on, to the same bits.
+    from which a killed training goes on, to the same bits. precision: that of `TrainConfig`.
     Raises OnestepError for fewer than two classes or too few images.
     """
     classes, fewest = int(labels.max()) + 1, 10 * recipe.HELD_OUT
     if classes < 2 or len(images) < fewest:
         raise OnestepError(f"a classifier needs 2 classes and {fewest} images, not {classes} and {len(images)}")
     order = torch.randperm(len(images), generator=generator("classifier", "split"))
-    held, rest = order[: len(order) // recipe.HELD_OUT], order[len(order) // recipe.HELD_OUT :]
+    count = recipe.held_from(len(images), images.shape[1])
+    held, rest = order[:count], order[count:]
     with torch.random.fork_rng():
         torch.manual_seed(seed_for("classifier", "init"))
         network = Classifier(images.shape[1], classes)
         network.look_at(images[rest[:LOOKED_AT]])
         network = network.to(device)
-        config = _config(len(images), images.shape[1])
+        config = _config(len(images), images.shape[1], precision)
         last = _fit(network, Source(images[rest], labels[rest], None, device), config, checkpoint)
-    network.eval().requires_grad_(False)
-    right = sum(
-        int((network(images[rows].to(device))[1].argmax(1).cpu() == labels[rows]).sum())
-        for rows in held.split(recipe.BATCH)
-    )
-    return network, right / len(held), last
+    return network.eval().requires_grad_(False), held, last
 
 
-def _config(images: int, channels: int) -> TrainConfig:
+def accuracy(network: Classifier, *sets: tuple[torch.Tensor, torch.Tensor]) -> float:
+    """Share of all uint8 images (n, c, h, w) of these sets whose label (n,) a trained classifier tells."""
+    where, right = network.head.weight.device, 0
+    for images, labels in sets:
+        for some, told in zip(images.split(recipe.BATCH), labels.split(recipe.BATCH), strict=True):
+            right += int((network(some.to(where))[1].argmax(1).cpu() == told).sum())
+    return right / sum(len(labels) for _, labels in sets)
+
+
+def _config(images: int, channels: int, precision: str) -> TrainConfig:
     kimg, how = recipe.steps_for(images, channels) * recipe.BATCH / 1000, recipe.recipe_for(channels)
     return TrainConfig(
         kimg,
@@ -159,6 +169,7 @@ def _config(images: int, channels: int) -> TrainConfig:
         lr_decay="cosine",
         clip=how.clip,
         hflip=how.hflip,
+        precision=precision,
     )
 
 
