@@ -8,9 +8,11 @@ whole one only the counting is left.
 """
 
 import argparse
+import sys
 from pathlib import Path
 
 from onestep_bench.data.loading import load
+from onestep_bench.errors import OnestepError
 from onestep_bench.scoring import recipe
 from onestep_bench.scoring.judges import classifier
 from onestep_bench.training.config import PRECISIONS
@@ -18,13 +20,25 @@ from onestep_bench.training.ranks import device, device_name
 
 
 def main() -> None:
-    """Print the recipe, the time, and the shares of held-out and of test images that are told right."""
+    """What the command line asks for; a mistake in it is one line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("dataset")
     parser.add_argument("--precision", default="auto", choices=PRECISIONS)
     parser.add_argument("--checkpoint", type=Path)
-    asked = parser.parse_args()
+    try:
+        count(parser.parse_args())
+    except OnestepError as error:
+        sys.exit(f"error: {error}")
+
+
+def count(asked: argparse.Namespace) -> None:
+    """Print the recipe, the time, and the shares of held-out and of test images that are told right.
+
+    Raises OnestepError for a data set that is not there, or has no labels to learn.
+    """
     data = load(asked.dataset, split="train")
+    if data.labels is None:
+        raise OnestepError(f"{data.name} has no labels; a classifier learns from labelled images")
     test = data.on("test")
     print(f"{recipe.recipe_for(data.channels)}; {recipe.steps_for(len(data), data.channels):,} steps", flush=True)
     network, held, last = classifier.train(
